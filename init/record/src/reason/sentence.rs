@@ -1,0 +1,233 @@
+//! Each reason as one sentence's predicate: it follows the name of what ended.
+
+use std::fmt;
+
+use super::{Oom, OomScope, Panicked, Reason, Sender, TimedOut};
+use crate::time::human;
+
+/// A predicate in the past tense without a full stop: `exited by itself with code 42`.
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited { code } => write!(f, "exited by itself with code {code}"),
+            Self::Faulted { signal, core } => {
+                let core = if *core { " and left a core dump" } else { "" };
+                write!(
+                    f,
+                    "was ended by the kernel with {signal} for a fault of its own{core}"
+                )
+            }
+            Self::EndedWithContainer {
+                init_pid,
+                init_status,
+            } => {
+                write!(
+                    f,
+                    "was killed by the kernel because the container's init process (pid {init_pid}) ended"
+                )?;
+                init_status.map_or(Ok(()), |status| write!(f, " with {status}"))
+            }
+            Self::KilledByRequest {
+                rpc, signal, grace, ..
+            } => {
+                write!(f, "was ended on request: {signal} by {rpc}")?;
+                grace.map_or(Ok(()), |grace| {
+                    write!(f, ", {} after the first polite signal", human(grace))
+                })
+            }
+            Self::OomKilled(oom) => {
+                write!(f, "was killed by the kernel for want of memory")?;
+                write_oom(f, oom)
+            }
+            Self::OomKilledChild(oom) => {
+                write!(f, "ended after the kernel had killed ")?;
+                match (&oom.victim, oom.victim_pid) {
+                    (Some(name), Some(pid)) => write!(f, "{name} (pid {pid})")?,
+                    (Some(name), None) => write!(f, "{name}")?,
+                    (None, Some(pid)) => write!(f, "its process {pid}")?,
+                    (None, None) => write!(f, "one of its processes")?,
+                }
+                write!(f, " for want of memory")?;
+                write_oom(f, oom)
+            }
+            Self::SignalFromOutside { signal, sender, .. } => {
+                write!(
+                    f,
+                    "was ended by {signal}, which nobody had requested through containerd"
+                )?;
+                match sender {
+                    Some(sender) => write!(f, "; it was sent by {sender}"),
+                    None => write!(f, "; the sender is not known"),
+                }
+            }
+            Self::HookFailed { hook, text, .. } => write!(f, "failed in {hook}: {text}"),
+            Self::HookTimedOut {
+                hook,
+                waited,
+                process,
+                ..
+            } => write!(f, "gave up on {hook} after {}: {process}", human(*waited)),
+            Self::CreateStepFailed { step, text } => {
+                write!(f, "could not be created: {step}: {text}")
+            }
+            Self::CreateTimedOut(step) => {
+                write!(f, "could not be created: ")?;
+                write_timed_out(f, step)
+            }
+            Self::StartFailed { text } => write!(f, "could not be started: {text}"),
+            Self::ExecFailed { text } => write!(f, "could not be started: {text}"),
+            Self::ExecTimedOut(step) => {
+                write!(f, "could not be started: ")?;
+                write_timed_out(f, step)
+            }
+            Self::RuntimeFailed {
+                operation,
+                status,
+                text,
+            } => {
+                write!(f, "failed because the runtime could not {operation}")?;
+                if let Some(status) = status {
+                    write!(f, " ({status})")?;
+                }
+                write!(f, ": {text}")
+            }
+            Self::RuntimeKilled { operation, signal } => {
+                write!(
+                    f,
+                    "failed because the runtime was ended by {signal} during {operation}"
+                )
+            }
+            Self::RuntimePanicked(panicked) => {
+                write!(f, "failed because of an internal error of the runtime ")?;
+                write_panic(f, panicked)
+            }
+            Self::CleanupIncomplete { left } => {
+                write!(
+                    f,
+                    "was deleted, but not everything of it could be removed: {}",
+                    left.join("; ")
+                )
+            }
+            Self::ShimFinished => f.write_str("ended because its work was done"),
+            Self::ShimPanicked(panicked) => {
+                write!(f, "had an internal error ")?;
+                write_panic(f, panicked)
+            }
+            Self::ShimCrashed {
+                incident, signal, ..
+            } => {
+                write!(
+                    f,
+                    "was ended by {signal} for a fault of its own (incident {incident})"
+                )
+            }
+            Self::ShimGone {
+                shim_pid,
+                container_had_ended,
+                ..
+            } => {
+                write!(f, "lost its shim")?;
+                if let Some(pid) = shim_pid {
+                    write!(f, " (pid {pid})")?;
+                }
+                f.write_str(if *container_had_ended {
+                    ", after it had ended"
+                } else {
+                    " and was ended by containerd's clean-up"
+                })
+            }
+            Self::ShimStalled {
+                incident, stalled, ..
+            } => {
+                write!(
+                    f,
+                    "made no progress for {} (incident {incident})",
+                    human(*stalled)
+                )
+            }
+            Self::GpuStageFailed { step, text, .. } => {
+                write!(f, "could not be given its GPU: {step}: {text}")
+            }
+            Self::GpuStageTimedOut(step) => {
+                write!(f, "could not be given its GPU: ")?;
+                write_timed_out(f, step)
+            }
+            Self::NodeShutdown { seen_by, .. } => {
+                write!(f, "ended because the node was being shut down ({seen_by})")
+            }
+            Self::Unknown { looked_at } => write!(
+                f,
+                "ended for a reason that could not be found ({} places were looked at)",
+                looked_at.len()
+            ),
+        }
+    }
+}
+
+fn write_timed_out(f: &mut fmt::Formatter<'_>, step: &TimedOut) -> fmt::Result {
+    write!(
+        f,
+        "gave up after {} waiting for {}",
+        human(step.waited),
+        step.step
+    )?;
+    match &step.process {
+        Some(process) => write!(f, ": {process}"),
+        None => Ok(()),
+    }
+}
+
+fn write_panic(f: &mut fmt::Formatter<'_>, panicked: &Panicked) -> fmt::Result {
+    write!(f, "(incident {}): {}", panicked.incident, panicked.message)
+}
+
+fn write_oom(f: &mut fmt::Formatter<'_>, oom: &Oom) -> fmt::Result {
+    match (oom.scope, &oom.cgroup) {
+        (OomScope::Cgroup, Some(cgroup)) => write!(f, ": cgroup {cgroup} was at its limit")?,
+        (OomScope::Cgroup, None) => write!(f, ": its cgroup was at its limit")?,
+        (OomScope::Node, _) => write!(f, ": the whole node had none left")?,
+        (OomScope::NotRecorded, _) => {}
+    }
+    match oom.limit {
+        Some(limit) if oom.scope == OomScope::Cgroup => write!(f, " of {}", bytes(limit)),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes in the largest binary unit that leaves a number above 1: `512.0 MiB`.
+pub(crate) fn bytes(count: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let mut unit = None;
+    #[allow(clippy::cast_precision_loss, reason = "one decimal is shown")]
+    let mut value = count as f64;
+    for name in units {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = Some(name);
+    }
+    match unit {
+        None => format!("{count} bytes"),
+        Some(name) => format!("{value:.1} {name}"),
+    }
+}
+
+impl fmt::Display for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {}", self.pid)?;
+        if let Some(comm) = &self.comm {
+            write!(f, " ({comm})")?;
+        }
+        if let Some(cmdline) = &self.cmdline {
+            write!(f, ", command {cmdline:?}")?;
+        }
+        if let Some(uid) = self.uid {
+            write!(f, ", uid {uid}")?;
+        }
+        if let Some(parent) = &self.parent {
+            write!(f, ", child of {parent}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,325 @@
+//! Ledger records as text for a person: one sentence first, then the evidence.
+//!
+//! Pure functions from records to text; `holdfast why` reads, calls one of these, and prints.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use crate::ledger::{Kind, Page, Record};
+use crate::reason::Reason;
+use crate::time::{Timestamp, human};
+
+/// The full answer for one record: sentence, identity, timeline, evidence, meaning, advice.
+#[must_use]
+pub fn explain(record: &Record) -> String {
+    let mut text = String::new();
+    let line = |text: &mut String, line: &str| {
+        text.push_str(line);
+        text.push('\n');
+    };
+    line(&mut text, &sentence(record));
+    line(&mut text, "");
+    for (name, value) in facts(record) {
+        line(&mut text, &format!("  {name:<12}{value}"));
+    }
+    let timeline = timeline(record);
+    if !timeline.is_empty() {
+        line(&mut text, "");
+        line(&mut text, "  timeline");
+        for entry in timeline {
+            line(&mut text, &format!("    {entry}"));
+        }
+    }
+    let evidence = evidence(record);
+    if !evidence.is_empty() {
+        line(&mut text, "");
+        line(&mut text, "  evidence");
+        for entry in evidence {
+            line(&mut text, &format!("    {entry}"));
+        }
+    }
+    line(&mut text, "");
+    match record.entry() {
+        Some(entry) => {
+            line(&mut text, &wrap("  means       ", entry.means));
+            line(&mut text, &wrap("  what to do  ", entry.advice));
+        }
+        None => line(
+            &mut text,
+            &wrap(
+                "  means       ",
+                "This code comes from a newer version of Holdfast than the one that shows it.",
+            ),
+        ),
+    }
+    text
+}
+
+/// The full answers for all records of a page, latest first, and a line about damaged ones.
+#[must_use]
+pub fn explain_all(page: &Page) -> String {
+    let mut text = String::new();
+    for (index, record) in page.records.iter().rev().enumerate() {
+        if index > 0 {
+            text.push('\n');
+        }
+        text.push_str(&explain(record));
+    }
+    text.push_str(&damage(page));
+    text
+}
+
+/// One line for each record, oldest first.
+#[must_use]
+pub fn list(page: &Page) -> String {
+    let mut text = String::new();
+    for record in &page.records {
+        let _ = writeln!(
+            text,
+            "{}  {}  {}",
+            record.time.short(),
+            record.code,
+            sentence(record)
+        );
+    }
+    text.push_str(&damage(page));
+    text
+}
+
+/// The records as a JSON array, as they are in the ledger, with `title` added where the code is known.
+#[must_use]
+pub fn json(page: &Page) -> Value {
+    Value::Array(
+        page.records
+            .iter()
+            .map(|record| {
+                let mut value = serde_json::to_value(record).unwrap_or(Value::Null);
+                if let (Some(object), Some(entry)) = (value.as_object_mut(), record.entry()) {
+                    object.insert("title".into(), entry.title.into());
+                    object.insert("message_id".into(), entry.message_id.to_string().into());
+                    object.insert("sentence".into(), sentence(record).into());
+                }
+                value
+            })
+            .collect(),
+    )
+}
+
+fn damage(page: &Page) -> String {
+    match page.damaged {
+        0 => String::new(),
+        1 => "1 damaged line of the ledger was skipped.\n".to_owned(),
+        count => format!("{count} damaged lines of the ledger were skipped.\n"),
+    }
+}
+
+/// The answer in one sentence: what ended, how, and why.
+#[must_use]
+pub fn sentence(record: &Record) -> String {
+    let subject = subject(record);
+    let mut text = format!("{subject} {}", record.summary.trim_end());
+    let says_status = matches!(
+        record.reason(),
+        Some(Reason::Exited { .. } | Reason::Faulted { .. } | Reason::SignalFromOutside { .. })
+    );
+    if let (Some(status), false) = (record.status, says_status) {
+        let _ = write!(text, " ({status})");
+    }
+    if !text.ends_with(['.', '!', '?']) {
+        text.push('.');
+    }
+    text
+}
+
+fn subject(record: &Record) -> String {
+    let container = record.container.as_deref();
+    let exec = record.exec.as_deref();
+    match (&record.kind, container, exec) {
+        (Kind::Container, Some(id), _) => format!("Container {id}"),
+        (Kind::Container, None, _) => "A container".to_owned(),
+        (Kind::Exec, Some(id), Some(exec)) => format!("Exec process {exec} in container {id}"),
+        (Kind::Exec, Some(id), None) => format!("An exec process in container {id}"),
+        (Kind::Exec, None, Some(exec)) => format!("Exec process {exec}"),
+        (Kind::Exec, None, None) => "An exec process".to_owned(),
+        (Kind::Shim, Some(id), _) => format!("The shim of container {id}"),
+        (Kind::Shim, None, _) => "A shim".to_owned(),
+        (Kind::Hook | Kind::Gpu, Some(id), _) => format!("Container {id}"),
+        (Kind::Hook, None, _) => "A hook".to_owned(),
+        (Kind::Gpu, None, _) => "A container".to_owned(),
+        (Kind::Runtime, Some(id), _) => format!("An operation on container {id}"),
+        (Kind::Runtime, None, _) => "An operation of the runtime".to_owned(),
+        (Kind::Other(kind), Some(id), _) => format!("{kind} of container {id}"),
+        (Kind::Other(kind), None, _) => kind.clone(),
+    }
+}
+
+fn facts(record: &Record) -> Vec<(&'static str, String)> {
+    let mut facts = vec![("reason", {
+        let title = record.entry().map_or("", |entry| entry.title);
+        format!("{} {title}", record.code).trim_end().to_owned()
+    })];
+    if let Some(status) = record.status {
+        facts.push((
+            "status",
+            format!("{status} (seen as {})", status.shell_code()),
+        ));
+    }
+    facts.push(("time", record.time.to_string()));
+    if let Some(started) = record.started {
+        let ran = human(record.time.since(started));
+        facts.push(("ran for", ran));
+    }
+    if let Some(pod) = &record.pod {
+        let uid = if pod.uid.is_empty() {
+            String::new()
+        } else {
+            format!(" (uid {})", pod.uid)
+        };
+        facts.push(("pod", format!("{}/{}{uid}", pod.namespace, pod.name)));
+    }
+    if let Some(namespace) = &record.namespace {
+        facts.push(("namespace", format!("{namespace} (containerd's)")));
+    }
+    if let Some(process) = record.process {
+        facts.push(("pid", process.pid.to_string()));
+    }
+    if let Some(incident) = &record.incident {
+        facts.push(("incident", incident.clone()));
+    }
+    if !record.writer.is_empty() {
+        facts.push(("recorded by", record.writer.clone()));
+    }
+    facts
+}
+
+/// Everything with a time, in the order of time.
+fn timeline(record: &Record) -> Vec<String> {
+    let mut entries: Vec<(Timestamp, String)> = record
+        .timeline
+        .iter()
+        .map(|happening| (happening.time, happening.text.clone()))
+        .collect();
+    if let Some(started) = record.started {
+        entries.push((started, "started".to_owned()));
+    }
+    if let Some(Reason::KilledByRequest {
+        rpc,
+        signal,
+        requested_at,
+        ..
+    }) = record.reason()
+    {
+        let told = entries.iter().any(|(time, _)| *time == requested_at);
+        if !told {
+            entries.push((requested_at, format!("{signal} asked for by {rpc}")));
+        }
+    }
+    if entries.is_empty() {
+        return Vec::new();
+    }
+    let end = record
+        .status
+        .map_or_else(|| "ended".to_owned(), |status| format!("ended: {status}"));
+    entries.push((record.time, end));
+    entries.sort_by_key(|(time, _)| *time);
+    let mut day = String::new();
+    entries
+        .into_iter()
+        .map(|(time, text)| {
+            // The date is said once a day, so that the column of times stays narrow.
+            let date = time.short().chars().take(10).collect::<String>();
+            let shown = if date == day {
+                " ".repeat(10)
+            } else {
+                date.clone()
+            };
+            day = date;
+            format!("{shown} {}  {text}", time.clock())
+        })
+        .collect()
+}
+
+/// The evidence member by member, whatever version wrote it.
+fn evidence(record: &Record) -> Vec<String> {
+    let mut lines = Vec::new();
+    flatten("", &record.evidence, &mut lines);
+    for (name, value) in &record.extra {
+        // The line's checksum has done its work when the record was read.
+        if name != "crc" {
+            flatten(name, value, &mut lines);
+        }
+    }
+    lines
+}
+
+fn flatten(name: &str, value: &Value, lines: &mut Vec<String>) {
+    match value {
+        Value::Null => {}
+        Value::Object(members) => {
+            for (member, value) in members {
+                let name = if name.is_empty() {
+                    member.clone()
+                } else {
+                    format!("{name}.{member}")
+                };
+                flatten(&name, value, lines);
+            }
+        }
+        Value::Array(items) => {
+            lines.push(format!("{name}:"));
+            for item in items {
+                let text = item
+                    .as_str()
+                    .map_or_else(|| item.to_string(), str::to_owned);
+                lines.push(format!("  - {}", visible(&text)));
+            }
+        }
+        Value::String(text) if text.trim_end().contains('\n') => {
+            lines.push(format!("{name}:"));
+            lines.extend(
+                text.trim_end()
+                    .lines()
+                    .map(|line| format!("  | {}", visible(line))),
+            );
+        }
+        Value::String(text) => lines.push(format!("{name}: {}", visible(text.trim_end()))),
+        Value::Bool(_) | Value::Number(_) => lines.push(format!("{name}: {value}")),
+    }
+}
+
+/// Text that came from a container or a hook must not steer the reader's terminal.
+fn visible(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_control() && c != '\t' {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+/// `text` behind `lead`, broken into lines of at most 100 characters with a hanging indent.
+fn wrap(lead: &str, text: &str) -> String {
+    let indent = " ".repeat(lead.chars().count());
+    let mut lines = vec![lead.to_owned()];
+    let mut empty = true;
+    for word in text.split_whitespace() {
+        let last = lines.len() - 1;
+        if !empty && lines[last].chars().count() + 1 + word.chars().count() > 100 {
+            lines.push(format!("{indent}{word}"));
+            continue;
+        }
+        if !empty {
+            lines[last].push(' ');
+        }
+        lines[last].push_str(word);
+        empty = false;
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests;
