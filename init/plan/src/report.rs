@@ -24,8 +24,6 @@ pub enum Report<'a> {
     Failed(Fault<'a>),
     /// The seccomp listener's descriptor comes with this message (`SCM_RIGHTS`).
     Listener,
-    /// A step went on without something it was asked for.
-    Warning(Fault<'a>),
 }
 
 /// Where and how a step failed.
@@ -42,7 +40,6 @@ pub struct Fault<'a> {
 const REACHED: u32 = 1;
 const FAILED: u32 = 2;
 const LISTENER: u32 = 3;
-const WARNING: u32 = 4;
 
 impl<'a> Report<'a> {
     /// Writes the frame into `buffer` and returns its length; a long detail is cut.
@@ -51,7 +48,6 @@ impl<'a> Report<'a> {
             Self::Reached(point) => (REACHED, point.code(), 0, &[]),
             Self::Failed(f) => (FAILED, f.step, f.errno, f.detail),
             Self::Listener => (LISTENER, 0, 0, &[]),
-            Self::Warning(f) => (WARNING, f.step, f.errno, f.detail),
         };
         buffer[0..4].copy_from_slice(&kind.to_le_bytes());
         buffer[4..8].copy_from_slice(&step.to_le_bytes());
@@ -86,7 +82,6 @@ impl<'a> Report<'a> {
             REACHED => Ok(Self::Reached(Point::from_code(step)?)),
             FAILED => Ok(Self::Failed(fault)),
             LISTENER => Ok(Self::Listener),
-            WARNING => Ok(Self::Warning(fault)),
             _ => Err(Malformed),
         }
     }

@@ -1,0 +1,73 @@
+//! Device nodes, symlinks and directories inside the root.
+
+use core::ffi::CStr;
+
+use holdfast_plan::TargetKind;
+use linux_raw_sys::general as k;
+
+use crate::fault::{Done, Fault};
+use crate::root::release;
+use crate::steps::State;
+use crate::sys::{self, EEXIST, Errno};
+
+impl State {
+    /// The directory and name of a node. Nearly all live directly in `/dev`, which is opened
+    /// once, without following a symlink that an image may have put there (CVE-2026-41579).
+    fn node<'p>(&mut self, path: &'p CStr) -> Result<(i32, &'p CStr), Fault> {
+        let in_dev = path.to_bytes_with_nul().strip_prefix(b"/dev/");
+        match in_dev.and_then(|name| CStr::from_bytes_with_nul(name).ok()) {
+            Some(name) if !name.to_bytes().contains(&b'/') && !name.is_empty() => {
+                let dev = match self.dev {
+                    Some(dev) => dev,
+                    None => self.root()?.target(c"/dev", TargetKind::Directory, true)?,
+                };
+                self.dev = Some(dev);
+                Ok((dev, name))
+            }
+            _ => self.root()?.parent(path),
+        }
+    }
+
+    pub(crate) fn mknod(&mut self, path: &CStr, mode: u32, device: u64, owner: (u32, u32)) -> Done {
+        let (dir, name) = self.node(path)?;
+        match sys::mknodat(dir, name, mode, device) {
+            Ok(()) => {}
+            Err(Errno(EEXIST)) => return Ok(()),
+            Err(errno) => return Err(Fault::on(b"mknodat", path.to_bytes(), errno)),
+        }
+        if owner != (0, 0) {
+            sys::chownat(dir, name, owner.0, owner.1)
+                .map_err(|errno| Fault::on(b"fchownat", path.to_bytes(), errno))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn bind_device(&mut self, tree: i32, path: &CStr) -> Done {
+        let at = self.root()?.target(path, TargetKind::File, false)?;
+        sys::move_mount(tree, at)
+            .map_err(|errno| Fault::on(b"move_mount", path.to_bytes(), errno))?;
+        release(at);
+        Ok(())
+    }
+
+    pub(crate) fn symlink(&mut self, content: &CStr, path: &CStr, replace: bool) -> Done {
+        let (dir, name) = self.node(path)?;
+        match sys::symlinkat(content, dir, name) {
+            Ok(()) => Ok(()),
+            Err(Errno(EEXIST)) if !replace => Ok(()),
+            Err(Errno(EEXIST)) => sys::unlinkat(dir, name)
+                .and_then(|()| sys::symlinkat(content, dir, name))
+                .map_err(|errno| Fault::on(b"symlinkat", path.to_bytes(), errno)),
+            Err(errno) => Err(Fault::on(b"symlinkat", path.to_bytes(), errno)),
+        }
+    }
+
+    pub(crate) fn mkdir(&mut self, path: &CStr, mode: u32) -> Done {
+        let root = self.root()?;
+        match root.open(path, k::O_DIRECTORY, false) {
+            Ok(fd) => release(fd),
+            Err(_) => release(root.mkdirs(path, mode)?),
+        }
+        Ok(())
+    }
+}
