@@ -1,1 +1,426 @@
-//! Soon.
+//! A private containerd: own root, state and sockets in a temporary folder, gone afterwards.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::scratch::text;
+use crate::{deadline, image, leaks, place};
+
+/// The versions of containerd the tests know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// Debian bookworm's: task API v2, plain shim addresses, config version 2.
+    V1_6,
+    /// Debian forky's, unpacked by `make tools`: task API v3, config version 3.
+    V2_1,
+}
+
+impl Version {
+    /// The folder with its programs, or why it cannot be used here.
+    fn programs(self) -> Result<PathBuf, String> {
+        let folder = match self {
+            Self::V1_6 => place::program("containerd")
+                .and_then(|path| path.parent().map(Path::to_path_buf))
+                .ok_or("containerd is not installed")?,
+            Self::V2_1 => place::containerd_2_1(),
+        };
+        let program = folder.join("containerd");
+        if !program.exists() {
+            return Err(format!(
+                "{} is not there: run `make tools`",
+                program.display()
+            ));
+        }
+        let said = deadline::run(
+            Command::new(&program).arg("--version"),
+            Duration::from_secs(10),
+        );
+        let wanted = match self {
+            Self::V1_6 => " 1.6.",
+            Self::V2_1 => " 2.1.",
+        };
+        if said.stdout.contains(wanted) {
+            Ok(folder)
+        } else {
+            Err(format!(
+                "{} is not{wanted}x but: {}",
+                program.display(),
+                said.stdout.trim()
+            ))
+        }
+    }
+
+    fn config_version(self) -> u8 {
+        match self {
+            Self::V1_6 => 2,
+            Self::V2_1 => 3,
+        }
+    }
+}
+
+/// Runs a test with a private containerd, and afterwards looks for what it left.
+///
+/// # Panics
+/// As the test does, and when something is left behind.
+pub fn with(version: Version, test: &str, body: fn(&Containerd)) {
+    if let Some(containerd) = Containerd::start(version, test, &Extra::default()) {
+        body(&containerd);
+        containerd.assert_nothing_left();
+    }
+}
+
+/// What a test wants beside the plain configuration.
+#[derive(Debug, Default)]
+pub struct Extra {
+    /// Files for `imports`, for example a drop-in as shipped.
+    pub imports: Vec<PathBuf>,
+    /// Keep the CRI plugin, which the plain configuration disables.
+    pub cri: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Containerd {
+    /// Its version.
+    pub version: Version,
+    /// The containerd namespace of this test; also the parent of its cgroups.
+    pub namespace: String,
+    /// The runtime type of [`Containerd::run`] and the like.
+    pub runtime_type: String,
+    folder: TempDir,
+    programs: PathBuf,
+    process: Mutex<Child>,
+    ids: Mutex<BTreeSet<String>>,
+}
+
+/// Whether the tests drive containerd's own shim instead of ours.
+#[must_use]
+pub fn peer() -> bool {
+    std::env::var("HOLDFAST_TEST_PEER").is_ok_and(|peer| peer == "runc")
+}
+
+impl Containerd {
+    /// Starts one and imports the image; `None`, with a word on the terminal, when this version
+    /// is not to be had here.
+    ///
+    /// # Panics
+    /// When it does not come up, or our own binaries were not built.
+    #[must_use]
+    pub fn start(version: Version, test: &str, extra: &Extra) -> Option<Self> {
+        let programs = match version
+            .programs()
+            .and_then(|found| image::busybox().map(|_| found))
+        {
+            Ok(programs) => programs,
+            Err(why) => {
+                crate::skip(test, &why);
+                return None;
+            }
+        };
+        leaks::keep_own_descriptors();
+        let runtime_type = if peer() {
+            "io.containerd.runc.v2"
+        } else {
+            let _ = place::built("holdfast");
+            let _ = place::built("containerd-shim-holdfast-v2");
+            "io.containerd.holdfast.v2"
+        };
+        let folder = tempfile::Builder::new()
+            .prefix("holdfast-test-")
+            .tempdir()
+            .expect("folder");
+        write_config(version, folder.path(), extra);
+        let process = spawn(&programs, folder.path());
+        let containerd = Self {
+            version,
+            namespace: place::unique("holdfast-test"),
+            runtime_type: runtime_type.to_owned(),
+            folder,
+            programs,
+            process: Mutex::new(process),
+            ids: Mutex::default(),
+        };
+        containerd.await_ready();
+        let archive = image::write_archive(containerd.folder.path());
+        containerd.ctr_ok(&["images", "import", &text(&archive)]);
+        Some(containerd)
+    }
+
+    /// A path in the test's folder.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The socket clients dial.
+    #[must_use]
+    pub fn address(&self) -> PathBuf {
+        self.path("containerd.sock")
+    }
+
+    /// A program of this containerd's folder, `ctr` say.
+    #[must_use]
+    pub fn program(&self, name: &str) -> Command {
+        Command::new(self.programs.join(name))
+    }
+
+    /// The bundle containerd made for a task.
+    #[must_use]
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.path("state")
+            .join("io.containerd.runtime.v2.task")
+            .join(&self.namespace)
+            .join(id)
+    }
+
+    /// What containerd logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("containerd.log")).unwrap_or_default()
+    }
+
+    /// The pid of the daemon.
+    ///
+    /// # Panics
+    /// Never in practice.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.process.lock().expect("process").id()).expect("a pid fits")
+    }
+
+    /// Ends the daemon alone, at once; its shims live on.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn kill_daemon(&self) {
+        let mut process = self.process.lock().expect("process");
+        process.kill().expect("kill containerd");
+        process.wait().expect("wait for containerd");
+    }
+
+    /// Starts the daemon again.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_daemon(&self) {
+        let _ = fs::remove_file(self.address());
+        *self.process.lock().expect("process") = spawn(&self.programs, self.folder.path());
+        self.await_ready();
+    }
+
+    /// Remembers a container id, so that its shim's socket is looked for at the end.
+    ///
+    /// # Panics
+    /// Never in practice.
+    pub fn remember(&self, id: &str) {
+        self.ids.lock().expect("ids").insert(id.to_owned());
+    }
+
+    /// Shims of this test that are alive, by command line.
+    #[must_use]
+    pub fn shims(&self) -> Vec<leaks::Process> {
+        let mut found = leaks::processes_mentioning(&text(self.folder.path()));
+        found.retain(|process| {
+            process.command.contains("containerd-shim-") && process.command.contains("-address")
+        });
+        found
+    }
+
+    fn await_ready(&self) {
+        deadline::eventually("containerd answers", Duration::from_secs(30), || {
+            let ended = self
+                .process
+                .lock()
+                .expect("process")
+                .try_wait()
+                .expect("wait");
+            assert!(
+                ended.is_none(),
+                "containerd ended: {ended:?}\n{}",
+                self.log()
+            );
+            self.address().exists().then_some(())?;
+            self.ctr(&["version"]).status.success().then_some(())
+        });
+    }
+
+    fn shim_socket(&self, id: &str) -> PathBuf {
+        // shim-contract a.5: the socket's name is a hash over address, namespace and group.
+        let hashed = self.address().join(&self.namespace).join(id);
+        Path::new("/run/containerd/s").join(image::digest(text(&hashed).as_bytes()))
+    }
+
+    fn runtime_state(&self) -> Vec<PathBuf> {
+        ["/run/holdfast", "/run/containerd/runc"]
+            .iter()
+            .map(|root| Path::new(root).join(&self.namespace))
+            .collect()
+    }
+
+    /// Everything of containers that would be left if the test ended now.
+    #[must_use]
+    pub fn left_behind(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for process in leaks::processes_mentioning(&text(self.folder.path())) {
+            if process.pid != self.pid() {
+                left.push(format!("process {} ({})", process.pid, process.command));
+            }
+        }
+        for pid in leaks::cgroup_members(&self.namespace) {
+            left.push(format!("process {pid} in a cgroup of the test"));
+        }
+        for mount in leaks::mounts_under(self.folder.path()) {
+            left.push(format!("mount {}", mount.display()));
+        }
+        for cgroup in leaks::cgroups_below(&self.namespace) {
+            left.push(format!("cgroup {}", cgroup.display()));
+        }
+        for id in self.ids.lock().expect("ids").iter() {
+            let socket = self.shim_socket(id);
+            if socket.exists() {
+                left.push(format!("socket {} of {id}", socket.display()));
+            }
+            if self.bundle(id).exists() {
+                left.push(format!("bundle {}", self.bundle(id).display()));
+            }
+        }
+        for folder in self.runtime_state() {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                left.push(format!("state {}", entry.path().display()));
+            }
+        }
+        left
+    }
+
+    /// Fails when anything is left behind, after a moment for what is still ending.
+    ///
+    /// # Panics
+    /// Naming it.
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        let mut left = Vec::new();
+        for _ in 0..250 {
+            left = self.left_behind();
+            if left.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("left behind:\n  {}", left.join("\n  "));
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let telling: Vec<&str> = log
+                .lines()
+                .filter(|line| line.contains("level=error") || line.contains("level=warn"))
+                .collect();
+            let from = telling.len().saturating_sub(30);
+            eprintln!("containerd said:\n{}", telling[from..].join("\n"));
+        }
+        {
+            let process = self
+                .process
+                .get_mut()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let pid = i32::try_from(process.id()).expect("a pid fits");
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            if deadline::wait(process, Duration::from_secs(10)).is_none() {
+                let _ = process.kill();
+                let _ = process.wait();
+            }
+        }
+        for process in leaks::processes_mentioning(&text(self.folder.path())) {
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        leaks::remove_cgroups(&self.namespace);
+        leaks::unmount_under(self.folder.path());
+        let ids = self
+            .ids
+            .get_mut()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone();
+        for id in ids {
+            let _ = fs::remove_file(self.shim_socket(&id));
+        }
+        for folder in self.runtime_state() {
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
+}
+
+fn write_config(version: Version, folder: &Path, extra: &Extra) {
+    let folder_text = text(folder);
+    let mut disabled = vec![
+        "io.containerd.snapshotter.v1.aufs",
+        "io.containerd.snapshotter.v1.blockfile",
+        "io.containerd.snapshotter.v1.btrfs",
+        "io.containerd.snapshotter.v1.devmapper",
+        "io.containerd.snapshotter.v1.zfs",
+        "io.containerd.internal.v1.tracing",
+        "io.containerd.tracing.processor.v1.otlp",
+        "io.containerd.nri.v1.nri",
+    ];
+    if !extra.cri {
+        disabled.push("io.containerd.grpc.v1.cri");
+        if version == Version::V2_1 {
+            disabled.extend([
+                "io.containerd.cri.v1.images",
+                "io.containerd.cri.v1.runtime",
+            ]);
+        }
+    }
+    let imports: Vec<String> = extra.imports.iter().map(|path| text(path)).collect();
+    // The drop-in must come after the keys of the top level, the tables after it.
+    let config = format!(
+        "version = {version}\n\
+         root = \"{folder_text}/root\"\n\
+         state = \"{folder_text}/state\"\n\
+         disabled_plugins = {disabled:?}\n\
+         imports = {imports:?}\n\
+         [grpc]\n  address = \"{folder_text}/containerd.sock\"\n\
+         [ttrpc]\n  address = \"{folder_text}/containerd.sock.ttrpc\"\n\
+         [debug]\n  level = \"info\"\n\
+         [plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"{folder_text}/opt\"\n",
+        version = version.config_version(),
+    );
+    fs::write(folder.join("config.toml"), config).expect("config.toml");
+}
+
+fn spawn(programs: &Path, folder: &Path) -> Child {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("containerd.log"))
+        .expect("containerd.log");
+    // Our binaries first, then this containerd's own shim, then the machine's.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = [place::built_dir(), programs.to_path_buf()]
+        .into_iter()
+        .chain(std::env::split_paths(&path))
+        .chain([PathBuf::from("/usr/sbin")]);
+    Command::new(programs.join("containerd"))
+        .arg("--config")
+        .arg(folder.join("config.toml"))
+        .env("PATH", std::env::join_paths(path).expect("PATH"))
+        .env("HOLDFAST_LEDGER_DIR", folder.join("ledger"))
+        .env("HOLDFAST_TEST_FOLDER", folder)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("dup"))
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .expect("start containerd")
+}

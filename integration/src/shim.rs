@@ -1,1 +1,242 @@
-//! Soon.
+//! A shim dialled directly: raw ttrpc by service and method name, so that both versions of the
+//! task API, and calls that no client makes, can be tried.
+
+use std::path::Path;
+use std::time::Duration;
+
+use containerd_shim_protos::api;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::ttrpc::{self, Client, Request};
+
+use crate::containerd::Containerd;
+
+/// The task API as containerd 1.x calls it.
+pub const V2: &str = "containerd.task.v2.Task";
+/// The task API as containerd 2.x calls it; the same messages.
+pub const V3: &str = "containerd.task.v3.Task";
+
+/// gRPC's code, with the message that came with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// gRPC's numbers: 2 unknown, 3 invalid argument, 5 not found, 12 unimplemented …
+    pub code: i32,
+    /// For people.
+    pub message: String,
+}
+
+/// A connection to a shim.
+#[derive(Clone)]
+pub struct Shim {
+    client: Client,
+    service: &'static str,
+}
+
+impl std::fmt::Debug for Shim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Shim({})", self.service)
+    }
+}
+
+impl Shim {
+    /// Dials `unix://…`.
+    ///
+    /// # Panics
+    /// When nobody answers.
+    #[must_use]
+    pub fn dial(address: &str) -> Self {
+        let client = Client::connect(address).unwrap_or_else(|e| panic!("dial {address}: {e}"));
+        Self {
+            client,
+            service: V2,
+        }
+    }
+
+    /// Dials the shim of a task of containerd's, for the service containerd calls.
+    ///
+    /// # Panics
+    /// When its address is not found, or nobody answers.
+    #[must_use]
+    pub fn of(containerd: &Containerd, id: &str) -> Self {
+        let (address, service) = address_in(&containerd.bundle(id));
+        Self::dial(&address).calling(service)
+    }
+
+    /// The same connection, calling another service.
+    #[must_use]
+    pub fn calling(&self, service: &'static str) -> Self {
+        Self {
+            client: self.client.clone(),
+            service,
+        }
+    }
+
+    /// One call with a deadline of 60 s.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    ///
+    /// # Panics
+    /// When the connection fails or the reply is no such message.
+    pub fn call<Q: Message, R: Message>(&self, method: &str, request: &Q) -> Result<R, Refused> {
+        self.call_raw(method, request.write_to_bytes().expect("encode"))
+            .map(|payload| R::parse_from_bytes(&payload).expect("decode the reply"))
+    }
+
+    /// One call with a payload that may be anything.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    ///
+    /// # Panics
+    /// When the connection fails.
+    pub fn call_raw(&self, method: &str, payload: Vec<u8>) -> Result<Vec<u8>, Refused> {
+        let mut request = Request::new();
+        request.service = self.service.to_owned();
+        request.method = method.to_owned();
+        request.payload = payload;
+        request.timeout_nano =
+            i64::try_from(Duration::from_secs(60).as_nanos()).expect("nanoseconds fit");
+        match self.client.request(request) {
+            Ok(response) => Ok(response.payload),
+            Err(ttrpc::Error::RpcStatus(status)) => Err(Refused {
+                code: status.code.value(),
+                message: status.message,
+            }),
+            Err(e) => panic!("{}/{method}: {e}", self.service),
+        }
+    }
+
+    /// Registers a process with null stdio.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    pub fn exec(&self, id: &str, exec_id: &str, args: &[&str]) -> Result<(), Refused> {
+        let mut request = api::ExecProcessRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        request.spec = MessageField::some(process_any(args));
+        self.call::<_, api::Empty>("Exec", &request).map(|_| ())
+    }
+
+    /// Starts init (`exec_id` empty) or a registered process; its pid.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    pub fn start(&self, id: &str, exec_id: &str) -> Result<u32, Refused> {
+        let mut request = api::StartRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        self.call::<_, api::StartResponse>("Start", &request)
+            .map(|reply| reply.pid)
+    }
+
+    /// Its state.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    pub fn state(&self, id: &str, exec_id: &str) -> Result<api::StateResponse, Refused> {
+        let mut request = api::StateRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        self.call("State", &request)
+    }
+
+    /// Waits for its end; its exit status.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    pub fn wait(&self, id: &str, exec_id: &str) -> Result<u32, Refused> {
+        let mut request = api::WaitRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        self.call::<_, api::WaitResponse>("Wait", &request)
+            .map(|reply| reply.exit_status)
+    }
+
+    /// Signals it.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    pub fn kill(&self, id: &str, exec_id: &str, signal: u32) -> Result<(), Refused> {
+        let mut request = api::KillRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        request.signal = signal;
+        self.call::<_, api::Empty>("Kill", &request).map(|_| ())
+    }
+
+    /// Deletes it.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    pub fn delete(&self, id: &str, exec_id: &str) -> Result<api::DeleteResponse, Refused> {
+        let mut request = api::DeleteRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        self.call("Delete", &request)
+    }
+
+    /// The pids of a container.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    pub fn pids(&self, id: &str) -> Result<Vec<u32>, Refused> {
+        let mut request = api::PidsRequest::new();
+        request.id = id.to_owned();
+        self.call::<_, api::PidsResponse>("Pids", &request)
+            .map(|reply| reply.processes.iter().map(|process| process.pid).collect())
+    }
+
+    /// The shim's own pid.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn pid(&self, id: &str) -> i32 {
+        let mut request = api::ConnectRequest::new();
+        request.id = id.to_owned();
+        let reply: api::ConnectResponse = self.call("Connect", &request).expect("Connect");
+        i32::try_from(reply.shim_pid).expect("a pid fits")
+    }
+}
+
+/// An OCI process as containerd passes it to Exec.
+#[must_use]
+pub fn process_any(args: &[&str]) -> containerd_shim_protos::protobuf::well_known_types::any::Any {
+    let process = serde_json::json!({
+        "user": {"uid": 0, "gid": 0}, "args": args, "env": ["PATH=/bin:/sbin"], "cwd": "/",
+    });
+    let mut any = containerd_shim_protos::protobuf::well_known_types::any::Any::new();
+    any.type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned();
+    any.value = process.to_string().into_bytes();
+    any
+}
+
+/// The address of the shim of a bundle, and the service it announced: containerd 2.x writes
+/// `bootstrap.json`, older shims write `address`.
+///
+/// # Panics
+/// When neither is there.
+#[must_use]
+pub fn address_in(bundle: &Path) -> (String, &'static str) {
+    if let Ok(text) = std::fs::read_to_string(bundle.join("bootstrap.json")) {
+        let bootstrap: serde_json::Value = serde_json::from_str(&text).expect("bootstrap.json");
+        let address = bootstrap["address"]
+            .as_str()
+            .expect("an address")
+            .to_owned();
+        let service = if bootstrap["version"].as_u64() == Some(3) {
+            V3
+        } else {
+            V2
+        };
+        return (address, service);
+    }
+    let address = std::fs::read_to_string(bundle.join("address")).unwrap_or_else(|e| {
+        panic!(
+            "{}: neither bootstrap.json nor address: {e}",
+            bundle.display()
+        )
+    });
+    (address, V2)
+}

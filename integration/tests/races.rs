@@ -1,0 +1,124 @@
+//! Many things at once, and nothing left afterwards.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use holdfast_integration::containerd::Containerd;
+use holdfast_integration::leaks::descriptors;
+use holdfast_integration::on_containerds;
+use holdfast_integration::shim::Shim;
+
+on_containerds! {
+    a_thousand_execs_race_with_questions_and_signals;
+    two_hundred_containers_in_batches;
+}
+
+const EXECS: usize = 1000;
+const AT_ONCE: usize = 8;
+
+fn a_thousand_execs_race_with_questions_and_signals(containerd: &Containerd) {
+    let init = u32::try_from(containerd.start_task("box", &[], &["sleep", "600"])).unwrap();
+    let shim = Shim::of(containerd, "box");
+    // What the shim holds once it has served an exec is what it may hold after a thousand.
+    one_exec(&shim, "warm-up");
+    let shim_pid = shim.pid("box");
+    let before = descriptors(shim_pid);
+
+    let next = AtomicUsize::new(0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_ONCE)
+            .map(|_| {
+                scope.spawn(|| {
+                    let shim = Shim::of(containerd, "box");
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        if number >= EXECS {
+                            return;
+                        }
+                        one_exec(&shim, &format!("exec-{number}"));
+                    }
+                })
+            })
+            .collect();
+        let asker = scope.spawn(|| {
+            let shim = Shim::of(containerd, "box");
+            while !done.load(Ordering::Relaxed) {
+                let state = shim.state("box", "").expect("State of init");
+                assert_eq!(state.pid, init);
+                assert_eq!(state.status.value(), 2, "init is running");
+                let pids = shim.pids("box").expect("Pids");
+                assert!(pids.contains(&init), "{pids:?} lacks init {init}");
+                assert!(!pids.contains(&0), "{pids:?}");
+                let exec = format!("exec-{}", next.load(Ordering::Relaxed).saturating_sub(1));
+                if let Ok(state) = shim.state("box", &exec) {
+                    // 1 created: no pid yet; 2 running: one.
+                    assert!(state.status.value() != 2 || state.pid != 0, "{state:?}");
+                }
+                // Signal 0 asks only; the exec may be unknown, not started, or gone.
+                let _ = shim.kill("box", &exec, 0);
+            }
+        });
+        let results: Vec<_> = workers
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        asker.join().expect("the asking thread");
+        for result in results {
+            result.expect("an exec thread");
+        }
+    });
+
+    assert_eq!(shim.pid("box"), shim_pid, "the shim is not the one it was");
+    let what = |list: &[(u32, String)]| {
+        list.iter()
+            .map(|(_, target)| target.clone())
+            .collect::<Vec<_>>()
+    };
+    // The connections of the threads above close when the shim has read their end.
+    holdfast_integration::deadline::eventually(
+        "the shim holds no more descriptors than before",
+        std::time::Duration::from_secs(10),
+        || {
+            let after = descriptors(shim_pid);
+            (after.len() <= before.len()).then_some(()).or_else(|| {
+                std::fs::write(containerd.path("fds"), format!("{:?}", what(&after))).ok()?;
+                None
+            })
+        },
+    );
+    containerd.end_task("box");
+}
+
+fn one_exec(shim: &Shim, exec: &str) {
+    shim.exec("box", exec, &["true"]).expect("Exec");
+    let pid = shim.start("box", exec).expect("Start");
+    assert_ne!(pid, 0);
+    assert_eq!(shim.wait("box", exec).expect("Wait"), 0, "{exec}");
+    let deleted = shim.delete("box", exec).expect("Delete");
+    assert_eq!(deleted.exit_status, 0);
+    assert_eq!(deleted.pid, pid);
+}
+
+fn two_hundred_containers_in_batches(containerd: &Containerd) {
+    const BATCH: usize = 10;
+    for batch in 0..20 {
+        std::thread::scope(|scope| {
+            for member in 0..BATCH {
+                scope.spawn(move || {
+                    let code = i32::try_from(batch * BATCH + member).unwrap() % 100;
+                    let id = format!("box-{batch}-{member}");
+                    let ran = containerd.run(
+                        &id,
+                        &["--rm"],
+                        &["sh", "-c", &format!("echo {id}; exit {code}")],
+                    );
+                    assert_eq!(ran.code(), code, "{ran}");
+                    assert_eq!(ran.stdout.trim(), id, "{ran}");
+                });
+            }
+        });
+        assert!(containerd.tasks().is_empty(), "{:?}", containerd.tasks());
+    }
+}
