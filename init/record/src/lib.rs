@@ -12,6 +12,7 @@
 //! | [`ledger`] | evidence on disk that outlives the pod and the boot |
 //! | [`journal`] | the shim's append-only state, replayable after any cut |
 //! | [`why`] | ledger records as text for a person |
+//! | [`barrier`] | frames between shim and runtime: register before run |
 //! | [`deadline`] | a wait's limit together with the name of what is awaited |
 //! | [`process`] | a process that cannot be confused with a later owner of its pid |
 //! | [`logging`] | fd 2, `log`, panics and structured fields; nothing here ever blocks the caller |
@@ -19,6 +20,7 @@
 //! Two words that are easily confused: the *journal* of this crate is the shim's own state file;
 //! systemd's is always called *journald*.
 
+pub mod barrier;
 pub mod crc;
 pub mod deadline;
 pub mod exit;
@@ -32,6 +34,7 @@ pub mod time;
 pub mod why;
 
 mod sys;
+mod text;
 
 pub use deadline::{Deadline, Expired};
 pub use exit::{Exit, ExitStatus, Signal};

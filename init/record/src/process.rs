@@ -215,12 +215,12 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
         let mut line = b"77 (a) R (b) S 5 ".to_vec();
-        line.extend((6..=21).flat_map(|n| format!("{n} ").into_bytes()));
+        line.extend((5..=21).flat_map(|n| format!("{n} ").into_bytes()));
         line.extend(b"4242 0 0");
         let stat = parse_stat(&line).unwrap();
         assert_eq!(
             (stat.comm.as_str(), stat.state, stat.parent, stat.start_time),
-            ("a) R (b", 'S', 5, 21)
+            ("a) R (b", 'S', 5, 4242)
         );
         assert_eq!(parse_stat(b"77 (x) S"), None);
         assert_eq!(parse_stat(b""), None);

@@ -118,7 +118,7 @@ fn damage(page: &Page) -> String {
 #[must_use]
 pub fn sentence(record: &Record) -> String {
     let subject = subject(record);
-    let mut text = format!("{subject} {}", record.summary.trim_end());
+    let mut text = visible(&format!("{subject} {}", record.summary.trim_end()));
     let says_status = matches!(
         record.reason(),
         Some(Reason::Exited { .. } | Reason::Faulted { .. } | Reason::SignalFromOutside { .. })
@@ -245,10 +245,7 @@ fn evidence(record: &Record) -> Vec<String> {
     let mut lines = Vec::new();
     flatten("", &record.evidence, &mut lines);
     for (name, value) in &record.extra {
-        // The line's checksum has done its work when the record was read.
-        if name != "crc" {
-            flatten(name, value, &mut lines);
-        }
+        flatten(name, value, &mut lines);
     }
     lines
 }

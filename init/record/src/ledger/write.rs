@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::{Bounds, LedgerError, Record, segments};
 use crate::crc::crc32;
+use crate::text::{head, tail};
 
 /// How often a segment may vanish under the writer's hands before it gives up. Each time means that the whole
 /// ledger was rolled over between two system calls of ours.
@@ -186,13 +187,7 @@ fn shorten_text(text: &mut String, limit: usize) {
     if text.len() <= limit {
         return;
     }
-    let half = limit / 2;
-    let head = text.floor_char_boundary(half);
-    let tail = text.ceil_char_boundary(text.len() - half);
-    let left_out = tail - head;
-    *text = format!(
-        "{}\n… {left_out} bytes left out …\n{}",
-        &text[..head],
-        &text[tail..]
-    );
+    let (start, end) = (head(text, limit / 2), tail(text, limit / 2));
+    let left_out = text.len() - start.len() - end.len();
+    *text = format!("{start}\n… {left_out} bytes left out …\n{end}");
 }

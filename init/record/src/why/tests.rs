@@ -1,1 +1,136 @@
+#![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
+use super::*;
+use crate::exit::{ExitStatus, Signal};
+use crate::ids::{ContainerId, ExecId, Namespace};
+use crate::ledger::{Happening, Pod};
+use crate::process::ProcessIdentity;
+use crate::reason::Rpc;
+use crate::reason::tests::{examples, golden};
+
+fn at(millis: i64) -> Timestamp {
+    let nanos = u32::try_from(millis.rem_euclid(1000)).unwrap() * 1_000_000;
+    Timestamp::new(1_800_000_000 + millis.div_euclid(1000), nanos)
+}
+
+/// Without what differs from run to run.
+fn steady(mut record: Record) -> Record {
+    record.writer = "containerd-shim-holdfast-v2 0.1.0 (pid 77)".into();
+    record.boot = "00000000-0000-0000-0000-000000000000".into();
+    record
+}
+
+fn killed() -> Record {
+    let reason = Reason::KilledByRequest {
+        rpc: Rpc::Kill,
+        signal: Signal::KILL,
+        requested_at: at(30_000),
+        grace: Some(Duration::from_secs(30)),
+    };
+    let happening = |millis, text: &str| Happening {
+        time: at(millis),
+        text: text.into(),
+    };
+    let id = ContainerId::new("8f3e2a91c0de").unwrap();
+    steady(Record::new(Kind::Container, &reason, at(30_012)))
+        .of_container(Some(&Namespace::new("k8s.io").unwrap()), &id)
+        .with_status(ExitStatus::Signaled {
+            signal: Signal::KILL,
+            core: false,
+        })
+        .with_start(at(-86_400_000))
+        .with_process(ProcessIdentity {
+            pid: 4711,
+            start_time: 9,
+        })
+        .with_pod(Some(Pod {
+            name: "train-0".into(),
+            namespace: "ml".into(),
+            uid: "0a1b".into(),
+        }))
+        .with_timeline(vec![
+            happening(0, "Kill request with SIGTERM"),
+            happening(30_000, "Kill request with SIGKILL"),
+        ])
+}
+
+#[test]
+fn a_kill_by_request_is_told_as_in_the_golden_file() {
+    golden("why/killed.txt", &explain(&killed()));
+}
+
+#[test]
+fn every_reason_is_told_as_in_the_golden_file() {
+    let id = ContainerId::new("c1").unwrap();
+    let records: Vec<Record> = examples()
+        .iter()
+        .map(|reason| steady(Record::new(Kind::Container, reason, at(0))).of_container(None, &id))
+        .collect();
+    let page = Page {
+        records,
+        damaged: 2,
+    };
+    golden("why/all.txt", &explain_all(&page));
+    golden("why/list.txt", &list(&page));
+}
+
+#[test]
+fn the_sentence_names_what_ended_and_the_status_once() {
+    let exec = Record::new(
+        Kind::Exec,
+        &Reason::ExecFailed {
+            text: "permission denied".into(),
+        },
+        at(0),
+    )
+    .of_container(None, &ContainerId::new("c1").unwrap())
+    .of_exec(&ExecId::new("e1").unwrap());
+    assert_eq!(
+        sentence(&exec),
+        "Exec process e1 in container c1 could not be started: permission denied."
+    );
+    let exited = Record::new(Kind::Container, &Reason::Exited { code: 42 }, at(0))
+        .with_status(ExitStatus::Exited(42));
+    assert_eq!(
+        sentence(&exited),
+        "A container exited by itself with code 42."
+    );
+    assert!(sentence(&killed()).ends_with("30 s after the first polite signal (SIGKILL)."));
+}
+
+#[test]
+fn what_a_container_wrote_cannot_steer_the_terminal() {
+    let reason = Reason::CreateStepFailed {
+        step: "hook".into(),
+        text: "\u{1b}[2Jgone\nsecond \u{7} line".into(),
+    };
+    let record = Record::new(Kind::Container, &reason, at(0));
+    let text = explain(&record)
+        + &sentence(&record)
+        + &list(&Page {
+            records: vec![record],
+            damaged: 0,
+        });
+    assert!(
+        text.chars().all(|c| c == '\n' || !c.is_control()),
+        "{text:?}"
+    );
+}
+
+#[test]
+fn json_holds_the_record_and_what_its_code_means() {
+    let page = Page {
+        records: vec![killed()],
+        damaged: 0,
+    };
+    let value = json(&page);
+    assert_eq!(value[0]["code"], "HF111");
+    assert_eq!(value[0]["title"], "ended by request");
+    assert_eq!(value[0]["evidence"]["grace_ms"], 30_000);
+    assert_eq!(value[0]["evidence"]["signal"], "SIGKILL");
+    assert_eq!(value[0]["pod"]["name"], "train-0");
+    let back: Record = serde_json::from_value(value[0].clone()).unwrap();
+    assert_eq!(back.reason(), killed().reason());
+}
