@@ -185,6 +185,23 @@ impl State {
         Ok(())
     }
 
+    pub(crate) fn mount_attributes(
+        &mut self,
+        target: &CStr,
+        set: u64,
+        clear: u64,
+        recursive: bool,
+    ) -> Done {
+        let at = self
+            .root()?
+            .open(target, 0, false)
+            .map_err(|errno| Fault::on(b"openat2", target.to_bytes(), errno))?;
+        sys::mount_setattr(at, recursive, set, clear, 0)
+            .map_err(|errno| Fault::on(b"mount_setattr", target.to_bytes(), errno))?;
+        release(at);
+        Ok(())
+    }
+
     pub(crate) fn readonly_root(&mut self) -> Done {
         let root = self.root()?.dir();
         sys::mount_setattr(root, false, u64::from(k::MOUNT_ATTR_RDONLY), 0, 0)

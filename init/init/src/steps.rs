@@ -69,7 +69,17 @@ impl State {
             }
             Step::Join { fd, flags } => sys::setns(fd, flags).map_err(call(b"setns")),
             Step::Unshare { flags } => sys::unshare(flags).map_err(call(b"unshare")),
-            Step::Await { point, announce } => self.wait(point, announce),
+            Step::Await {
+                point,
+                announce,
+                wait,
+            } => self.wait(point, announce, wait),
+            Step::MountAttributes {
+                target,
+                attr_set,
+                attr_clr,
+                recursive,
+            } => self.mount_attributes(target, attr_set, attr_clr, recursive),
             Step::BecomeRoot {} => identity::become_root(),
             Step::NonDumpable {} => sys::non_dumpable().map_err(call(b"prctl PR_SET_DUMPABLE")),
             Step::NewSession {} => match sys::setsid() {
@@ -170,12 +180,15 @@ impl State {
         }
     }
 
-    fn wait(&mut self, point: Point, announce: bool) -> Done {
+    fn wait(&mut self, point: Point, announce: bool, wait: bool) -> Done {
         if announce {
             let mut frame = [0; MAX_FRAME];
             let len = Report::Reached(point).write(&mut frame);
             sys::write(self.sync, frame.get(..len).unwrap_or_default())
                 .map_err(|errno| Fault::on(b"write", b"to holdfast", errno))?;
+        }
+        if !wait {
+            return Ok(());
         }
         let mut answer = [0; 1];
         match sys::read(self.sync, &mut answer) {

@@ -7,23 +7,16 @@
 //! reported as *step number + errno* and the parent, which still knows what it
 //! wrote, turns it into a sentence.
 //!
-//! The crate has no dependencies. Without the `std` feature it can only read plans;
-//! with it, it can build them ([`PlanBuilder`]) and speak to the shim
-//! ([`barrier`]).
+//! The crate has no dependencies, no features and no allocator, so that the same code can be
+//! linked into `holdfast-init`; whoever builds plans brings the growing buffer ([`Sink`]).
 //!
 //! Why a flat plan and not a second JSON parser inside the container:
 //! `docs/0001-flat-plan.md`.
-#![cfg_attr(not(feature = "std"), no_std)]
+#![cfg_attr(not(test), no_std)]
 
-#[cfg(feature = "std")]
-pub mod barrier;
-#[cfg(feature = "std")]
-mod build;
 pub mod report;
 mod step;
 mod wire;
 
-#[cfg(feature = "std")]
-pub use build::{PlanBuilder, PlanImage};
 pub use step::{Point, Step, TargetKind};
-pub use wire::{List, Malformed, Plan, Steps, Words};
+pub use wire::{HEADER, List, Malformed, Plan, Sink, Steps, Words, header};

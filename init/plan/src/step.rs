@@ -2,7 +2,7 @@
 
 use core::ffi::CStr;
 
-use crate::wire::{Field, List, Malformed, Reader, Words};
+use crate::wire::{Field, List, Malformed, Reader, Sink, Words};
 
 /// A moment at which `holdfast-init` waits for its parent.
 ///
@@ -17,7 +17,7 @@ pub enum Point {
     Cgroups = 2,
     /// `prestart`, `createRuntime` and `createContainer` hooks have run. Announced first.
     Hooks = 3,
-    /// Everything is prepared; the process may become the user's. Announced first.
+    /// Everything is prepared; the process may become the user's.
     Ready = 4,
 }
 
@@ -45,8 +45,7 @@ macro_rules! wire_enum {
             }
         }
         impl<'a> Field<'a> for $name {
-            #[cfg(feature = "std")]
-            fn put(&self, out: &mut Vec<u8>) { self.code().put(out); }
+            fn put(&self, out: &mut dyn Sink) { self.code().put(out); }
             fn get(from: &mut Reader<'a>) -> Result<Self, Malformed> {
                 Self::from_code(u32::get(from)?)
             }
@@ -84,8 +83,8 @@ macro_rules! steps {
                 }
             }
 
-            #[cfg(feature = "std")]
-            pub(crate) fn encode(&self, out: &mut Vec<u8>) -> u32 {
+            /// Writes the body and returns the tag.
+            pub fn encode(&self, out: &mut dyn Sink) -> u32 {
                 match self {
                     $( Self::$name { $( $field ),* } => { $( $field.put(out); )* let _ = &out; $tag } )+
                 }
@@ -99,8 +98,8 @@ steps! {
     1 Join { fd: i32, flags: u32 }
     /// `unshare(flags)`.
     2 Unshare { flags: u32 }
-    /// Send "reached" when `announce`, then wait for the parent's byte.
-    3 Await { point: Point, announce: bool }
+    /// Send "reached" when `announce`; wait for the parent's byte when `wait`.
+    3 Await { point: Point, announce: bool, wait: bool }
     /// `setresgid(0)`, `setresuid(0)`: become root of the new user namespace.
     4 BecomeRoot {}
     /// `prctl(PR_SET_DUMPABLE, 0)`.
@@ -216,4 +215,6 @@ steps! {
     40 Scheduler { attr: &'a [u8] }
     /// `ioprio_set(IOPRIO_WHO_PROCESS, 0, value)`.
     41 IoPriority { value: u32 }
+    /// Change the attributes of what is mounted at `target` (`MOUNT_ATTR_*`).
+    42 MountAttributes { target: &'a CStr, attr_set: u64, attr_clr: u64, recursive: bool }
 }

@@ -16,7 +16,23 @@ use crate::step::Step;
 
 pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"HFPL");
 pub(crate) const VERSION: u32 = 1;
-pub(crate) const HEADER: usize = 16;
+/// Length of the header in bytes.
+pub const HEADER: usize = 16;
+
+/// Where a plan is written to: a buffer that grows.
+pub trait Sink {
+    /// Adds bytes at the end.
+    fn append(&mut self, bytes: &[u8]);
+}
+
+/// The header of a plan with `steps` steps whose scratch area begins at `scratch`.
+pub fn header(steps: u32, scratch: u32) -> [u8; HEADER] {
+    let mut bytes = [0; HEADER];
+    for (at, word) in [MAGIC, VERSION, steps, scratch].into_iter().enumerate() {
+        bytes[at * 4..at * 4 + 4].copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
 
 /// The bytes are not a plan: truncated, of another version, or with a field that lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,15 +211,13 @@ pub(crate) const fn padding(len: usize) -> usize {
 
 /// One field of a step: how it is written and read.
 pub(crate) trait Field<'a>: Sized {
-    #[cfg(feature = "std")]
-    fn put(&self, out: &mut Vec<u8>);
+    fn put(&self, out: &mut dyn Sink);
     fn get(from: &mut Reader<'a>) -> Result<Self, Malformed>;
 }
 
 impl<'a> Field<'a> for u64 {
-    #[cfg(feature = "std")]
-    fn put(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.to_le_bytes());
+    fn put(&self, out: &mut dyn Sink) {
+        out.append(&self.to_le_bytes());
     }
     fn get(from: &mut Reader<'a>) -> Result<Self, Malformed> {
         let raw = from.take(8)?;
@@ -212,8 +226,7 @@ impl<'a> Field<'a> for u64 {
 }
 
 impl<'a> Field<'a> for u32 {
-    #[cfg(feature = "std")]
-    fn put(&self, out: &mut Vec<u8>) {
+    fn put(&self, out: &mut dyn Sink) {
         u64::from(*self).put(out);
     }
     fn get(from: &mut Reader<'a>) -> Result<Self, Malformed> {
@@ -222,8 +235,7 @@ impl<'a> Field<'a> for u32 {
 }
 
 impl<'a> Field<'a> for i32 {
-    #[cfg(feature = "std")]
-    fn put(&self, out: &mut Vec<u8>) {
+    fn put(&self, out: &mut dyn Sink) {
         self.cast_unsigned().put(out);
     }
     fn get(from: &mut Reader<'a>) -> Result<Self, Malformed> {
@@ -232,8 +244,7 @@ impl<'a> Field<'a> for i32 {
 }
 
 impl<'a> Field<'a> for bool {
-    #[cfg(feature = "std")]
-    fn put(&self, out: &mut Vec<u8>) {
+    fn put(&self, out: &mut dyn Sink) {
         u64::from(*self).put(out);
     }
     fn get(from: &mut Reader<'a>) -> Result<Self, Malformed> {
@@ -246,8 +257,7 @@ impl<'a> Field<'a> for bool {
 }
 
 impl<'a> Field<'a> for &'a CStr {
-    #[cfg(feature = "std")]
-    fn put(&self, out: &mut Vec<u8>) {
+    fn put(&self, out: &mut dyn Sink) {
         block(out, self.count_bytes(), self.to_bytes_with_nul());
     }
     fn get(from: &mut Reader<'a>) -> Result<Self, Malformed> {
@@ -258,8 +268,7 @@ impl<'a> Field<'a> for &'a CStr {
 }
 
 impl<'a> Field<'a> for &'a [u8] {
-    #[cfg(feature = "std")]
-    fn put(&self, out: &mut Vec<u8>) {
+    fn put(&self, out: &mut dyn Sink) {
         block(out, self.len(), self);
     }
     fn get(from: &mut Reader<'a>) -> Result<Self, Malformed> {
@@ -269,8 +278,7 @@ impl<'a> Field<'a> for &'a [u8] {
 }
 
 impl<'a> Field<'a> for Words<'a> {
-    #[cfg(feature = "std")]
-    fn put(&self, out: &mut Vec<u8>) {
+    fn put(&self, out: &mut dyn Sink) {
         self.bytes.put(out);
     }
     fn get(from: &mut Reader<'a>) -> Result<Self, Malformed> {
@@ -284,8 +292,7 @@ impl<'a> Field<'a> for Words<'a> {
 }
 
 impl<'a> Field<'a> for List<'a> {
-    #[cfg(feature = "std")]
-    fn put(&self, out: &mut Vec<u8>) {
+    fn put(&self, out: &mut dyn Sink) {
         self.count.put(out);
         self.bytes.put(out);
     }
@@ -301,18 +308,16 @@ impl<'a> Field<'a> for List<'a> {
     }
 }
 
-#[cfg(feature = "std")]
-fn block(out: &mut Vec<u8>, len: usize, bytes: &[u8]) {
+fn block(out: &mut dyn Sink, len: usize, bytes: &[u8]) {
     // A plan is far below 4 GiB: the builder's callers are bounded by the size of config.json.
     #[allow(clippy::cast_possible_truncation)]
-    out.extend_from_slice(&(len as u32).to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(bytes);
-    out.resize(out.len() + padding(bytes.len()), 0);
+    out.append(&(len as u32).to_le_bytes());
+    out.append(&[0; 4]);
+    out.append(bytes);
+    out.append(&[0; 8][..padding(bytes.len())]);
 }
 
 /// Owned backing bytes of a [`List`] or [`Words`], for the builder's side.
-#[cfg(feature = "std")]
 impl<'a> List<'a> {
     /// Borrows `bytes`, which hold `count` strings, each with its NUL.
     ///
@@ -328,7 +333,6 @@ impl<'a> List<'a> {
     }
 }
 
-#[cfg(feature = "std")]
 impl<'a> Words<'a> {
     /// Borrows little-endian 32-bit numbers.
     ///

@@ -1,8 +1,14 @@
 //! Writing a plan: the parent's side.
 
-use crate::Malformed;
-use crate::step::Step;
-use crate::wire::{HEADER, MAGIC, VERSION};
+use holdfast_plan::{HEADER, Malformed, Sink, Step, header};
+
+struct Bytes<'a>(&'a mut Vec<u8>);
+
+impl Sink for Bytes<'_> {
+    fn append(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+}
 
 /// Collects steps, and for each the words in which its failure is told to a person.
 #[derive(Debug, Default)]
@@ -34,7 +40,7 @@ impl PlanBuilder {
         }
         let at = self.body.len();
         self.body.extend_from_slice(&[0; 8]);
-        let tag = step.encode(&mut self.body);
+        let tag = step.encode(&mut Bytes(&mut self.body));
         // A step is bounded by config.json, far below 4 GiB.
         #[allow(clippy::cast_possible_truncation)]
         let len = (self.body.len() - at - 8) as u32;
@@ -62,9 +68,7 @@ impl PlanBuilder {
         let steps = u32::try_from(self.labels.len()).map_err(|_| Malformed)?;
         let room = self.pointers * size_of::<usize>();
         let mut bytes = Vec::with_capacity(HEADER + self.body.len() + room);
-        for word in [MAGIC, VERSION, steps, scratch] {
-            bytes.extend_from_slice(&word.to_le_bytes());
-        }
+        bytes.extend_from_slice(&header(steps, scratch));
         bytes.extend_from_slice(&self.body);
         bytes.resize(bytes.len() + room, 0);
         Ok(PlanImage {
@@ -78,7 +82,7 @@ impl PlanBuilder {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
-    use crate::{List, Plan, Point, TargetKind, Words};
+    use holdfast_plan::{List, Plan, Point, TargetKind, Words};
     use proptest::prelude::*;
 
     #[test]
@@ -89,6 +93,7 @@ mod tests {
             Step::Await {
                 point: Point::Hooks,
                 announce: true,
+                wait: true,
             },
             Step::Hostname { name: c"" },
             Step::WriteProc {
