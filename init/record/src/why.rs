@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+use crate::exit::ExitStatus;
 use crate::ledger::{Kind, Page, Record};
 use crate::reason::Reason;
 use crate::time::{Timestamp, human};
@@ -119,10 +120,20 @@ fn damage(page: &Page) -> String {
 pub fn sentence(record: &Record) -> String {
     let subject = subject(record);
     let mut text = visible(&format!("{subject} {}", record.summary.trim_end()));
-    let says_status = matches!(
-        record.reason(),
-        Some(Reason::Exited { .. } | Reason::Faulted { .. } | Reason::SignalFromOutside { .. })
-    );
+    // Not twice the same: these sentences hold the status already.
+    let says_status = match record.reason() {
+        Some(Reason::Exited { .. } | Reason::Faulted { .. } | Reason::SignalFromOutside { .. }) => {
+            true
+        }
+        Some(Reason::KilledByRequest { signal, .. }) => {
+            record.status
+                == Some(ExitStatus::Signaled {
+                    signal,
+                    core: false,
+                })
+        }
+        _ => false,
+    };
     if let (Some(status), false) = (record.status, says_status) {
         let _ = write!(text, " ({status})");
     }

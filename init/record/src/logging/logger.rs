@@ -31,6 +31,8 @@ struct State {
     written: u64,
     /// Lines lost since the last one that got through.
     lost: u64,
+    /// The last write ended within a line.
+    torn: bool,
     reconnected: Option<Instant>,
     fifo: Option<(Fifo, PathBuf)>,
 }
@@ -57,6 +59,7 @@ pub fn install(
             sink,
             written: 0,
             lost: 0,
+            torn: false,
             reconnected: None,
             fifo: None,
         }),
@@ -92,6 +95,9 @@ impl Logger {
 
     fn write(&self, state: &mut State, level: log::Level, text: &str) {
         let mut bytes = Vec::with_capacity(text.len() + 16);
+        if state.torn {
+            bytes.push(b'\n');
+        }
         if state.lost > 0 {
             let note = format!("{} lines did not fit and were dropped", state.lost);
             bytes.extend(self.lines(state.sink, log::Level::Warn, &note).into_bytes());
@@ -112,9 +118,11 @@ impl Logger {
         match result {
             Ok(count) if count == bytes.len() => {
                 state.lost = 0;
+                state.torn = false;
                 state.written += bytes.len() as u64;
             }
-            Ok(_) | Err(_) => {
+            result => {
+                state.torn |= matches!(result, Ok(1..));
                 state.lost += 1;
                 DROPPED.fetch_add(1, Ordering::Relaxed);
             }

@@ -1,0 +1,305 @@
+//! fd 2, the logger and the panic report, in processes of their own against a journald of our own making.
+//!
+//! Each test runs this test binary again with a role in its environment; the roles are at the end of this file.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use std::io::Read;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use holdfast_record::ledger::{Kind, Ledger, Query, Record};
+use holdfast_record::logging::{self, Places, Sink, stderr_to_journal};
+use holdfast_record::reason::Reason;
+use holdfast_record::{ContainerId, Timestamp};
+
+/// Against a hang of the code under test; no test waits for it to pass.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn places(folder: &Path) -> Places {
+    Places {
+        stream: folder.join("stdout"),
+        datagram: folder.join("socket"),
+        kmsg: folder.join("kmsg"),
+        file: folder.join("ledger/stderr.log"),
+    }
+}
+
+fn role(name: &str, folder: &Path) -> ExitStatus {
+    Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--ignored",
+            "--exact",
+            "--nocapture",
+            "--test-threads=1",
+            name,
+        ])
+        .env("STDERR_TEST_FOLDER", folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap()
+}
+
+fn folder_of_role() -> Option<std::path::PathBuf> {
+    std::env::var_os("STDERR_TEST_FOLDER").map(Into::into)
+}
+
+/// The header and the lines of the one connection that the role made.
+fn received(listener: &UnixListener) -> (Vec<String>, String) {
+    listener.set_nonblocking(true).unwrap();
+    let (mut stream, _) = listener.accept().expect("the role has connected");
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let mut lines = text.split('\n');
+    let header = lines.by_ref().take(7).map(str::to_owned).collect();
+    (header, lines.collect::<Vec<_>>().join("\n"))
+}
+
+#[test]
+fn everything_on_fd_2_reaches_journald() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("stdout")).unwrap();
+    assert!(role("speaks", folder.path()).success());
+    let (header, text) = received(&listener);
+    assert_eq!(header, ["holdfast-test", "", "6", "1", "0", "0", "0"]);
+    assert!(
+        text.contains("<6>from the logger\n<6>in two lines\n"),
+        "{text}"
+    );
+    assert!(text.contains("<3>an error\n"), "{text}");
+    assert!(text.contains("raw bytes from a child\n"), "{text}");
+    assert!(!text.contains("too detailed"), "{text}");
+}
+
+#[test]
+fn without_journald_a_file_has_the_lines_and_the_kernel_log_the_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("kmsg"), "").unwrap();
+    assert!(role("speaks", folder.path()).success());
+    let text = std::fs::read_to_string(places(folder.path()).file).unwrap();
+    assert!(text.contains("raw bytes from a child\n"), "{text}");
+    assert!(text.contains("]: from the logger\n"), "{text}");
+    let kmsg = std::fs::read_to_string(folder.path().join("kmsg")).unwrap();
+    assert!(
+        kmsg.starts_with("<3>holdfast-test[") && kmsg.ends_with("]: an error\n"),
+        "{kmsg}"
+    );
+}
+
+#[test]
+fn without_a_place_for_the_file_the_kernel_log_has_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("kmsg"), "").unwrap();
+    std::fs::write(folder.path().join("ledger"), "in the way").unwrap();
+    assert!(role("speaks", folder.path()).success());
+    let kmsg = std::fs::read_to_string(folder.path().join("kmsg")).unwrap();
+    assert!(kmsg.contains("an error\n"), "{kmsg}");
+}
+
+#[test]
+fn a_stopped_journald_makes_nobody_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    // It listens and never accepts nor reads: what a stopped journald looks like.
+    let listener = UnixListener::bind(folder.path().join("stdout")).unwrap();
+    let _datagrams = UnixDatagram::bind(folder.path().join("socket")).unwrap();
+    assert!(role("floods", folder.path()).success());
+    let (_, text) = received(&listener);
+    assert!(text.starts_with("<6>line 0 "), "{}", &text[..100]);
+}
+
+#[test]
+fn a_panic_is_on_fd_2_in_the_ledger_and_in_the_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("stdout")).unwrap();
+    let datagrams = UnixDatagram::bind(folder.path().join("socket")).unwrap();
+    datagrams.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(role("panics_and_goes_on", folder.path()).success());
+
+    let (_, text) = received(&listener);
+    let head = text
+        .lines()
+        .find(|line| line.contains("internal error"))
+        .unwrap();
+    assert!(
+        head.starts_with("<2>") && head.ends_with("the answer is wrong"),
+        "{head}"
+    );
+    assert!(head.contains("tests/stderr.rs:"), "{head}");
+    assert!(
+        text.contains("panics_and_goes_on"),
+        "no backtrace in {text}"
+    );
+
+    let ledger = Ledger::new(folder.path().join("ledger"));
+    let page = ledger.read(&Query::default()).unwrap();
+    let Some(Reason::ShimPanicked(panicked)) = page.records[0].reason() else {
+        panic!("{page:?}");
+    };
+    assert_eq!(panicked.message, "the answer is wrong");
+    assert!(head.contains(&panicked.incident));
+    assert!(
+        text.contains(&format!("caught incident {}", panicked.incident)),
+        "{text}"
+    );
+
+    let mut buffer = vec![0; 1 << 20];
+    let read = datagrams.recv(&mut buffer).unwrap();
+    let entry = String::from_utf8_lossy(&buffer[..read]);
+    for field in [
+        "REASON=HF171\n",
+        "CONTAINER_ID=c1\n",
+        "PRIORITY=3\n",
+        &format!("INCIDENT={}\n", panicked.incident),
+        &format!(
+            "MESSAGE_ID={}\n",
+            Reason::ShimPanicked(panicked).entry().message_id
+        ),
+    ] {
+        assert!(entry.contains(field), "{field} is missing in {entry}");
+    }
+}
+
+#[test]
+fn a_second_panic_while_panicking_is_reported_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("stdout")).unwrap();
+    assert!(!role("panics_twice", folder.path()).success());
+    let (_, text) = received(&listener);
+    assert!(text.contains("the first panic"), "{text}");
+    assert!(text.contains("the second panic"), "{text}");
+}
+
+#[test]
+fn values_with_line_feeds_are_sent_by_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let places = places(folder.path());
+    assert!(!logging::journal_fields(&places, &[("MESSAGE", "x")]).unwrap());
+    let datagrams = UnixDatagram::bind(&places.datagram).unwrap();
+    datagrams.set_nonblocking(true).unwrap();
+    let fields = [("MESSAGE", "one"), ("TRACE", "a\nb=c")];
+    assert!(logging::journal_fields(&places, &fields).unwrap());
+    let mut buffer = [0; 4096];
+    let read = datagrams.recv(&mut buffer).unwrap();
+    assert_eq!(
+        &buffer[..read],
+        b"MESSAGE=one\nTRACE\n\x05\0\0\0\0\0\0\0a\nb=c\n"
+    );
+    for bad in ["", "_TRUSTED", "lower", "A=B", "A\nB"] {
+        assert!(
+            logging::journal_fields(&places, &[(bad, "x")]).is_err(),
+            "{bad:?}"
+        );
+    }
+}
+
+#[test]
+fn a_journald_that_does_not_read_is_an_error_and_no_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    let places = places(folder.path());
+    let _datagrams = UnixDatagram::bind(&places.datagram).unwrap();
+    let error = (0..100_000)
+        .find_map(|_| logging::journal_fields(&places, &[("MESSAGE", "x")]).err())
+        .expect("the queue of a socket has an end");
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+fn start(folder: &Path) -> (Sink, Places) {
+    let places = places(folder);
+    let sink = stderr_to_journal("holdfast-test", &places);
+    logging::install(
+        "holdfast-test",
+        log::LevelFilter::Info,
+        sink,
+        places.clone(),
+        Vec::new(),
+    )
+    .unwrap();
+    (sink, places)
+}
+
+fn report_panics(folder: &Path, places: Places) {
+    logging::report_panics(Ledger::new(folder.join("ledger")), places, |panicked| {
+        Record::new(
+            Kind::Shim,
+            &Reason::ShimPanicked(panicked),
+            Timestamp::now(),
+        )
+        .of_container(None, &ContainerId::new("c1").unwrap())
+    });
+}
+
+#[test]
+#[ignore = "a role of the tests above"]
+fn speaks() {
+    let Some(folder) = folder_of_role() else {
+        return;
+    };
+    let (sink, _) = start(&folder);
+    assert_ne!(sink, Sink::Inherited);
+    log::info!("from the logger\nin two lines");
+    log::debug!("too detailed");
+    log::error!("an error");
+    let child = Command::new("/bin/sh")
+        .args(["-c", "echo raw bytes from a child >&2"])
+        .status();
+    assert!(child.unwrap().success());
+    assert_eq!(logging::dropped_lines(), 0);
+}
+
+#[test]
+#[ignore = "a role of the tests above"]
+fn floods() {
+    let Some(folder) = folder_of_role() else {
+        return;
+    };
+    let (sink, _) = start(&folder);
+    assert_eq!(sink, Sink::Journal);
+    let started = std::time::Instant::now();
+    for number in 0..10_000 {
+        log::info!("line {number} {}", "x".repeat(1000));
+    }
+    assert!(
+        logging::dropped_lines() > 0,
+        "ten million bytes cannot have fit"
+    );
+    assert!(started.elapsed() < PATIENCE);
+}
+
+#[test]
+#[ignore = "a role of the tests above"]
+fn panics_and_goes_on() {
+    let Some(folder) = folder_of_role() else {
+        return;
+    };
+    let (_, places) = start(&folder);
+    report_panics(&folder, places);
+    let caught = std::panic::catch_unwind(|| panic!("the answer is wrong"));
+    assert!(caught.is_err());
+    log::info!("caught incident {}", logging::take_incident().unwrap());
+    assert_eq!(logging::take_incident(), None);
+}
+
+struct PanicsOnDrop;
+
+impl Drop for PanicsOnDrop {
+    fn drop(&mut self) {
+        panic!("the second panic");
+    }
+}
+
+#[test]
+#[ignore = "a role of the tests above"]
+fn panics_twice() {
+    let Some(folder) = folder_of_role() else {
+        return;
+    };
+    let (_, places) = start(&folder);
+    report_panics(&folder, places);
+    let _second = PanicsOnDrop;
+    panic!("the first panic");
+}
