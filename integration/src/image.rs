@@ -73,7 +73,7 @@ const APPLETS: &[&str] = &[
     "ip", "kill", "ln", "ls", "mkdir", "mkfifo", "mknod", "mount", "mv", "nproc", "od", "printf",
     "ps", "pwd", "readlink", "realpath", "rm", "rmdir", "sed", "seq", "sh", "sleep", "sort",
     "stat", "stty", "sync", "tail", "tee", "test", "time", "top", "touch", "tr", "true", "tty",
-    "umount", "uname", "uniq", "usleep", "wc", "which", "whoami", "xargs", "yes",
+    "umount", "uname", "uniq", "unshare", "usleep", "wc", "which", "whoami", "xargs", "yes",
 ];
 
 /// Writes the image as a tar of an OCI image layout, ready for `ctr images import`.
