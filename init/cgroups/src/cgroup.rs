@@ -419,14 +419,14 @@ impl Node {
 
     /// Takes back what `make` made; best effort, for the error path.
     fn unmake(&self) {
-        if self.made {
-            if let Err(error) = sys::rmdir(self.dir.path()) {
-                log::warn!(
-                    "cgroup: remove {}: {error}, ignoring",
-                    self.dir.path().display()
-                );
-                return;
-            }
+        if self.made
+            && let Err(error) = sys::rmdir(self.dir.path())
+        {
+            log::warn!(
+                "cgroup: remove {}: {error}, ignoring",
+                self.dir.path().display()
+            );
+            return;
         }
         remove::made_parents(self);
     }

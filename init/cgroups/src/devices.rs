@@ -367,3 +367,7 @@ pub(crate) fn allowed(rules: &[Rule], node: Node, major: u32, minor: u32, access
                 .is_some_and(|rule| rule.allow)
         })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

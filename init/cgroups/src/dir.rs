@@ -87,10 +87,10 @@ impl Dir {
     /// The names of the cgroups directly below.
     pub(crate) fn children(&self) -> io::Result<Vec<String>> {
         // kernfs counts subdirectories in the link count: most cgroups have none, and one fstat says so.
-        if let Some(fd) = self.fd.get() {
-            if sys::link_count(fd.as_fd()) == Some(2) {
-                return Ok(Vec::new());
-            }
+        if let Some(fd) = self.fd.get()
+            && sys::link_count(fd.as_fd()) == Some(2)
+        {
+            return Ok(Vec::new());
         }
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.path)? {

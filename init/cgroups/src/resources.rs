@@ -171,3 +171,7 @@ fn set_pair(
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
