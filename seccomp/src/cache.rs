@@ -69,7 +69,7 @@ impl Cache {
     /// never more. The profile is checked in any case.
     ///
     /// # Errors
-    /// As [`compile`](crate::compile).
+    /// As [`compile`](fn@crate::compile).
     pub fn compile(&self, seccomp: &LinuxSeccomp) -> Result<(Compiled, Origin), Error> {
         let profile = Profile::new(seccomp)?;
         let key = key(&profile);
@@ -399,6 +399,42 @@ mod tests {
             cache.compile(&profile(1)).unwrap(),
             (compiled, Origin::Cache)
         );
+    }
+
+    #[test]
+    fn an_entry_with_a_right_checksum_but_a_broken_body_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, path, compiled) = filled(folder.path());
+        let key = key(&Profile::new(&profile(1)).unwrap());
+        let good = std::fs::read(&path).unwrap();
+        let (body, _) = good.split_last_chunk::<32>().unwrap();
+        let sealed = |body: &[u8]| [body, Sha256::digest(body).as_slice()].concat();
+        assert_eq!(decode(&sealed(body), &key), Ok(compiled));
+        for end in 0..body.len() {
+            assert!(decode(&sealed(&body[..end]), &key).is_err(), "{end}");
+        }
+        // Format, key, flags and length, each with a bit that means something else.
+        let program = 8 + 32 + 4;
+        for at in (0..8 + 32).chain([43, program, program + 3]) {
+            let mut flipped = body.to_vec();
+            flipped[at] ^= 0x40;
+            assert!(decode(&sealed(&flipped), &key).is_err(), "{at}");
+        }
+    }
+
+    #[test]
+    fn processes_and_threads_may_share_a_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path().join("cache"));
+        let compiled: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| cache.compile(&profile(1)).unwrap().0))
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert!(compiled.iter().all(|each| *each == compiled[0]));
+        assert_eq!(files(&folder.path().join("cache")).len(), 1);
+        assert_eq!(cache.compile(&profile(1)).unwrap().1, Origin::Cache);
     }
 
     #[test]

@@ -16,6 +16,13 @@
 //!   it is [`LoadPoint`].
 //! * [`ContainerProcessState::send`] hands the listener of `SCMP_ACT_NOTIFY` to the agent.
 //!
+//! # Limits of libseccomp
+//! Of several rules for one syscall without arguments the first counts. Ordered comparisons (GE, GT,
+//! LE, LT) of the *same* argument, or-combined, are merged wrongly by libseccomp 2.5.4 when a value
+//! needs more than 32 bits: some arguments are then allowed or denied against the profile. Every
+//! runtime that uses libseccomp shares this; smaller values and the other operators are right (the
+//! property tests in `compile.rs` hold them against a model).
+//!
 //! Sources: OCI runtime-spec `config-linux.md` (Seccomp), seccomp(2), seccomp_unotify(2),
 //! `Documentation/userspace-api/seccomp_filter.rst`, libseccomp 2.5 manual pages.
 

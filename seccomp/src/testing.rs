@@ -14,10 +14,10 @@ pub fn compilations() -> u64 {
     compile::compilations()
 }
 
-/// [`compile`](crate::compile) with an export pipe of `capacity` bytes (F_SETPIPE_SZ).
+/// [`compile`](fn@crate::compile) with an export pipe of `capacity` bytes (F_SETPIPE_SZ).
 ///
 /// # Errors
-/// As [`compile`](crate::compile).
+/// As [`compile`](fn@crate::compile).
 pub fn compile_through(seccomp: &LinuxSeccomp, capacity: i32) -> Result<Compiled, Error> {
     compile::compile_profile(
         &Profile::new(seccomp)?,
@@ -31,7 +31,7 @@ pub fn compile_through(seccomp: &LinuxSeccomp, capacity: i32) -> Result<Compiled
 /// The export as it must not be done: into `pipe`, and nobody has been asked to read it.
 ///
 /// # Errors
-/// As [`compile`](crate::compile).
+/// As [`compile`](fn@crate::compile).
 pub fn export_without_reader(seccomp: &LinuxSeccomp, pipe: impl AsFd) -> Result<(), Error> {
     let filter = compile::build(&Profile::new(seccomp)?, Options::default())?;
     filter
