@@ -1,7 +1,7 @@
 //! A container's cgroup: one directory in every hierarchy.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dir::{self, Dir};
 use crate::error::{Error, Hint, Holder, Result};
-use crate::hierarchy::{Hierarchies, Hierarchy, Kind, read_proc};
+use crate::hierarchy::{Hierarchies, Hierarchy, Kind, Layout, read_proc};
 use crate::path::CgroupPath;
 use crate::sys;
 use crate::{controllers, remove};
@@ -76,7 +76,7 @@ impl Cgroup {
     /// Makes the directories of a new container.
     ///
     /// v1: one in every hierarchy, named ones too; `cpuset.cpus` and `.mems` are inherited where they are empty.
-    /// v2: the controllers that `resources` needs, and those that count for the statistics (cpu, io, memory, pids),
+    /// Pure v2: the controllers that `resources` needs, and those that count for the statistics (cpu, io, memory, pids),
     /// are switched on in the ancestors that lack them, one write each; an ancestor is touched only when something is
     /// missing below it. A limit whose controller cannot be switched on fails later, in [`Self::apply`], by name.
     ///
@@ -113,7 +113,7 @@ impl Cgroup {
                 this.nodes
                     .push(Node::new(hierarchy, base.join(path.below())));
                 match this.nodes.last_mut() {
-                    Some(node) => node.make(base, path.below(), resources),
+                    Some(node) => node.make(base, path.below(), hierarchies.layout(), resources),
                     None => Ok(()),
                 }
             });
@@ -219,6 +219,9 @@ impl Cgroup {
     }
 
     /// Moves a process (all its threads) into the cgroup, in every hierarchy.
+    ///
+    /// The first write after a quiet moment waits for an RCU grace period (6 to 15 ms measured, each further one 5 us):
+    /// a new process should rather come in by [`Self::entrance`] and [`Self::dir_fd`].
     ///
     /// # Errors
     /// [`Error::Write`]: ESRCH when the process is gone, EBUSY on v2 when the cgroup has handed controllers on to
@@ -339,18 +342,26 @@ impl Node {
         &mut self,
         base: &Path,
         below: &Path,
+        layout: Layout,
         resources: Option<&LinuxResources>,
     ) -> Result<()> {
         self.make_directory(base, below)?;
         if !self.made {
             self.refuse_occupied()?;
         }
-        if self.hierarchy.is_v2() {
-            controllers::enable(&self.dir, &self.hierarchy.mount_point, resources)
-        } else if self.made && self.hierarchy.has("cpuset") {
-            inherit_cpuset(self.dir.path(), &self.hierarchy.mount_point)
-        } else {
-            Ok(())
+        match (layout, &self.hierarchy.kind) {
+            (Layout::Unified, _) => {
+                controllers::enable(&self.dir, &self.hierarchy.mount_point, resources)
+            }
+            // The controllers that matter are on v1.
+            (Layout::Hybrid | Layout::V1, Kind::V2) => Ok(()),
+            (Layout::Hybrid | Layout::V1, Kind::V1 { .. }) => {
+                if self.made && self.hierarchy.has("cpuset") {
+                    inherit_cpuset(self.dir.path(), &self.hierarchy.mount_point)
+                } else {
+                    Ok(())
+                }
+            }
         }
     }
 
@@ -451,7 +462,10 @@ fn inherit_cpuset(path: &Path, mount_point: &Path) -> Result<()> {
 
 /// The pids of `cgroup.procs` of one directory; none when it is gone.
 pub(crate) fn processes_in(dir: &Dir) -> Result<Vec<i32>> {
-    match dir.try_read("cgroup.procs") {
+    let text = dir
+        .open("cgroup.procs", libc::O_RDONLY)
+        .and_then(|fd| dir::read_records(fd.as_fd()));
+    match text {
         Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).collect()),
         Err(error) if dir::gone(&error) => Ok(Vec::new()),
         // A threaded cgroup of v2 lists threads only; its domain root, higher up, lists the processes.

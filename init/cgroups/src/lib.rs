@@ -12,7 +12,7 @@
 //! let path = CgroupPath::new(Some(Path::new("/parent/c1")), Driver::Cgroupfs, "holdfast", "c1")?;
 //! let cgroup = Cgroup::create(&hierarchies, &path, Some(&resources))?;
 //! cgroup.apply(&resources, When::Create)?;
-//! cgroup.attach(pid)?; // or clone3 with cgroup.dir_fd() and attach_rest(pid)
+//! cgroup.attach(pid)?; // or, a hundred times cheaper, clone3 with dir_fd() and entrance()
 //! cgroup.kill_and_remove(Instant::now() + Duration::from_secs(10))?;
 //! # Ok(()) }
 //! ```
@@ -22,6 +22,7 @@ mod controllers;
 mod devices;
 mod dir;
 mod ebpf;
+mod entrance;
 mod error;
 mod freezer;
 mod hierarchy;
@@ -35,6 +36,7 @@ mod sys;
 
 pub use cgroup::{Cgroup, SavedCgroup, SavedPlace, join};
 pub use devices::default_device_rules;
+pub use entrance::Entrance;
 pub use error::{Error, Hint, Holder, Result};
 pub use freezer::FreezerState;
 pub use hierarchy::{Hierarchies, Hierarchy, Kind, Layout};

@@ -387,9 +387,7 @@ impl Cgroup {
     /// [`Error::Gone`] when the cgroup does not exist any more. A single unreadable file is no error.
     pub fn stats(&self) -> Result<Stats> {
         if self.is_v1() {
-            let gone = self
-                .reference()
-                .is_none_or(|node| node.dir.try_read("cgroup.procs").is_err());
+            let gone = self.reference().is_none_or(|node| !exists(&node.dir));
             if gone {
                 return Err(self.gone());
             }
@@ -398,16 +396,11 @@ impl Cgroup {
         let Some(node) = self.unified() else {
             return Err(self.gone());
         };
-        // A dozen and a half files: worth an fd. An fd kept from before may be of a directory removed since.
-        node.dir
-            .fd()
-            .map_err(|error| if error.is_gone() { self.gone() } else { error })?;
-        if node
-            .dir
-            .try_read("cgroup.events")
-            .is_err_and(|e| e.raw_os_error() == Some(libc::ENODEV))
-        {
-            return Err(self.gone());
+        // A dozen and a half files: worth an fd of the directory.
+        match node.dir.fd() {
+            Ok(_) if exists(&node.dir) => {}
+            Err(error) if !error.is_gone() => return Err(error),
+            Ok(_) | Err(_) => return Err(self.gone()),
         }
         Ok(Stats::V2(Box::new(v2::read(&node.dir))))
     }
@@ -419,6 +412,14 @@ impl Cgroup {
         Error::Gone {
             path: path.unwrap_or_default(),
         }
+    }
+}
+
+/// Whether the cgroup is there: an fd of a removed directory opens nothing.
+fn exists(dir: &Dir) -> bool {
+    match dir.open("cgroup.procs", libc::O_RDONLY) {
+        Ok(_) => true,
+        Err(error) => !crate::dir::gone(&error),
     }
 }
 
