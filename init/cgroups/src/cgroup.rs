@@ -61,6 +61,8 @@ pub struct SavedCgroup {
 pub struct SavedPlace {
     /// Where the hierarchy is mounted.
     pub mount_point: PathBuf,
+    /// Which cgroup the mount point shows ([`Hierarchy::mount_root`]).
+    pub mount_root: PathBuf,
     /// Version and controllers.
     pub kind: Kind,
     /// The cgroup's directory, absolute.
@@ -190,6 +192,7 @@ impl Cgroup {
                 .iter()
                 .map(|node| SavedPlace {
                     mount_point: node.hierarchy.mount_point.clone(),
+                    mount_root: node.hierarchy.mount_root.clone(),
                     kind: node.hierarchy.kind.clone(),
                     path: node.dir.path().to_owned(),
                     made: node.made,
@@ -207,7 +210,7 @@ impl Cgroup {
             .map(|place| Node {
                 hierarchy: Hierarchy {
                     mount_point: place.mount_point.clone(),
-                    mount_root: "/".into(),
+                    mount_root: place.mount_root.clone(),
                     kind: place.kind.clone(),
                 },
                 dir: Dir::at(place.path.clone()),

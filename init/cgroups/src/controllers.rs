@@ -17,21 +17,52 @@ const ACCOUNTING: [&str; 4] = ["cpu", "io", "memory", "pids"];
 fn needed(resources: &LinuxResources) -> BTreeSet<String> {
     let mut needed = BTreeSet::new();
     let mut need = |name: &str| needed.insert(name.to_owned());
-    if resources.memory().is_some() {
-        need("memory");
+    // As in `apply`: 0 is not a limit.
+    if let Some(memory) = resources.memory() {
+        let limits = [memory.limit(), memory.reservation(), memory.swap()];
+        if limits.into_iter().flatten().any(|limit| limit != 0) {
+            need("memory");
+        }
     }
     if let Some(cpu) = resources.cpu() {
-        need("cpu");
+        let numbers = [cpu.shares(), cpu.period(), cpu.burst()];
+        if numbers.into_iter().flatten().any(|number| number != 0)
+            || cpu.quota().is_some_and(|quota| quota != 0)
+            || cpu.idle().is_some()
+        {
+            need("cpu");
+        }
         let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         if set(cpu.cpus()) || set(cpu.mems()) {
             need("cpuset");
         }
     }
-    if resources.pids().is_some() {
+    if resources
+        .pids()
+        .as_ref()
+        .is_some_and(|pids| pids.limit() != 0)
+    {
         need("pids");
     }
-    if resources.block_io().is_some() {
-        need("io");
+    if let Some(io) = resources.block_io() {
+        let throttles = [
+            io.throttle_read_bps_device(),
+            io.throttle_write_bps_device(),
+            io.throttle_read_iops_device(),
+            io.throttle_write_iops_device(),
+        ];
+        if io.weight().is_some_and(|weight| weight != 0)
+            || io
+                .weight_device()
+                .as_ref()
+                .is_some_and(|devices| !devices.is_empty())
+            || throttles
+                .into_iter()
+                .flatten()
+                .any(|devices| !devices.is_empty())
+        {
+            need("io");
+        }
     }
     if resources
         .hugepage_limits()
@@ -112,7 +143,7 @@ pub(crate) fn enable(
                 "cgroup: {value} in {}: {source}, ignoring",
                 dir.path().display()
             );
-            return Ok(());
+            continue;
         }
         let source = if must.len() == plus.len() {
             source
@@ -244,5 +275,34 @@ mod tests {
         )
         .unwrap_err();
         assert!(error.to_string().contains("\"+memory\""), "{error}");
+    }
+
+    #[test]
+    fn missing_accounting_above_does_not_keep_a_limit_from_below() {
+        let (root, [_, a, b]) = tree(["cpu io memory pids", "memory", ""]);
+        // The root hands nothing on: no io for anybody. The limit needs memory only, which is there.
+        fs::remove_file(root.path().join("cgroup.subtree_control")).unwrap();
+        enable(
+            &Dir::at(b),
+            root.path(),
+            Some(&resources(r#"{"memory":{"limit":1}}"#)),
+        )
+        .unwrap();
+        assert!(written(&a).contains("+memory"));
+    }
+
+    #[test]
+    fn empty_sections_need_nothing() {
+        let none = r#"{"memory":{},"cpu":{"shares":0},"pids":{"limit":0},"blockIO":{"weightDevice":[]},"hugepageLimits":[]}"#;
+        assert!(needed(&resources(none)).is_empty());
+        let all = r#"{"memory":{"swap":-1},"cpu":{"idle":0,"mems":"0"},"pids":{"limit":-1},"blockIO":{"weight":10},
+            "hugepageLimits":[{"pageSize":"2MB","limit":1}],"rdma":{"a":{"hcaObjects":1}},"unified":{"misc.max":"x"}}"#;
+        let all: Vec<String> = needed(&resources(all)).into_iter().collect();
+        assert_eq!(
+            all,
+            [
+                "cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma"
+            ]
+        );
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Never freezes: a freezer that does not come back is how kill used to hang (runc#2753, #3759, #4481).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -63,6 +63,8 @@ impl Cgroup {
         let began = Instant::now();
         let mut done = HashSet::new();
         let mut refused = None;
+        // Ended or moved away between two looks; it may not be so time and again.
+        let mut elsewhere: HashMap<i32, u8> = HashMap::new();
         loop {
             let fresh: Vec<i32> = processes_below(&node.dir)?
                 .into_iter()
@@ -87,22 +89,37 @@ impl Cgroup {
                 });
             }
             for pid in fresh {
-                done.insert(pid);
-                if let Err(error) = self.signal_member(pid, signal) {
-                    refused = Some((pid, error));
+                match self.signal_member(pid, signal) {
+                    Ok(true) => {
+                        done.insert(pid);
+                    }
+                    Ok(false) => {
+                        let tries = elsewhere.entry(pid).or_insert(0_u8);
+                        *tries += 1;
+                        if *tries > 3 {
+                            done.insert(pid);
+                            let text = "cgroup.procs lists it, but /proc/PID/cgroup does not agree";
+                            refused = Some((pid, io::Error::other(text)));
+                        }
+                    }
+                    Err(error) => {
+                        done.insert(pid);
+                        refused = Some((pid, error));
+                    }
                 }
             }
         }
     }
 
-    /// Signals one process if it is (still) a member.
-    fn signal_member(&self, pid: i32, signal: i32) -> io::Result<()> {
-        match self.pidfd_of_member(pid)? {
-            None => Ok(()),
-            Some(pidfd) => match sys::pidfd_send_signal(pidfd.as_fd(), signal) {
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-                other => other,
-            },
+    /// Signals one process; false when it is not a member (any more).
+    fn signal_member(&self, pid: i32, signal: i32) -> io::Result<bool> {
+        let Some(pidfd) = self.pidfd_of_member(pid)? else {
+            return Ok(false);
+        };
+        match sys::pidfd_send_signal(pidfd.as_fd(), signal) {
+            // Ended in between: that is what most signals are for.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(true),
+            other => other.map(|()| true),
         }
     }
 
@@ -133,8 +150,6 @@ impl Cgroup {
         let Some(node) = self.reference() else {
             return false;
         };
-        // Matching the end of the path is right whatever part of the tree the mount point shows: the pid comes from
-        // our own cgroup.procs, and only a reused pid has to be told apart.
         let Ok(below) = node.dir.path().strip_prefix(&node.hierarchy.mount_point) else {
             return false;
         };

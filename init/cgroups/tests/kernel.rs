@@ -688,3 +688,112 @@ fn a_thread_enters_by_itself() {
         .count();
     assert_eq!(inside, v1, "{text}");
 }
+
+#[test]
+fn a_thaw_under_a_frozen_parent_is_not_claimed() {
+    if !root() {
+        return;
+    }
+    for hierarchies in layouts() {
+        let fixture = Fixture::new(&hierarchies, "above");
+        let set = |frozen: bool| {
+            for path in fixture.cgroup.directories() {
+                let parent = path.parent().unwrap();
+                for (file, yes, no) in [
+                    ("freezer.state", "FROZEN", "THAWED"),
+                    ("cgroup.freeze", "1", "0"),
+                ] {
+                    if parent.join(file).exists() {
+                        std::fs::write(parent.join(file), if frozen { yes } else { no }).unwrap();
+                    }
+                }
+            }
+        };
+        set(true);
+        until("the freeze", || {
+            fixture.cgroup.freezer_state().unwrap() == FreezerState::Frozen
+        });
+        let result = fixture
+            .cgroup
+            .thaw(Instant::now() + Duration::from_millis(20));
+        set(false);
+        assert!(
+            matches!(result, Err(Error::Deadline { step: "thaw", .. })),
+            "{result:?}"
+        );
+        fixture.cgroup.thaw(soon()).unwrap();
+    }
+}
+
+#[test]
+fn containers_come_and_go_below_a_common_parent() {
+    if !root() {
+        return;
+    }
+    for hierarchies in layouts() {
+        let parent = format!("/holdfast-test-{}-crowd", std::process::id());
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (parent, hierarchies) = (&parent, &hierarchies);
+                scope.spawn(move || {
+                    for round in 0..10 {
+                        let path = format!("{parent}/deep/{thread}-{round}");
+                        let path = CgroupPath::below_root(Path::new(&path)).unwrap();
+                        let cgroup = Cgroup::create(hierarchies, &path, None).unwrap();
+                        cgroup.remove(soon()).unwrap();
+                        // Takes the parent away under the others, where it happens to be empty.
+                        cgroup.remove_made_parents();
+                    }
+                });
+            }
+        });
+        for hierarchy in hierarchies.list() {
+            // Who made a parent need not have been the last to leave.
+            let top = hierarchy.mount_point.join(parent.trim_start_matches('/'));
+            let _ = std::fs::remove_dir(top.join("deep"));
+            let _ = std::fs::remove_dir(&top);
+            assert!(!top.exists(), "{}", top.display());
+        }
+    }
+}
+
+#[test]
+fn signals_other_than_kill_reach_everybody_once() {
+    if !root() {
+        return;
+    }
+    for hierarchies in layouts() {
+        let mut fixture = Fixture::new(&hierarchies, "usr1");
+        let folder = tempfile::tempdir().unwrap();
+        let count = folder.path().join("count");
+        // Tells when the trap is set, counts the signals, and goes on.
+        let script = format!(
+            "trap 'echo x >>{0}' USR1; echo ready >{0}.$$; while :; do read line || sleep 0.01; done </dev/null",
+            count.display()
+        );
+        for _ in 0..3 {
+            let pid = fixture.run(&script);
+            until("the trap", || {
+                folder.path().join(format!("count.{pid}")).exists()
+            });
+        }
+        // sleep inherits the ignored or default action; USR1 ends it, which the loop does not mind.
+        fixture.cgroup.signal_all(10, soon()).unwrap();
+        let lines = || {
+            std::fs::read_to_string(&count)
+                .unwrap_or_default()
+                .lines()
+                .count()
+        };
+        until("three signals", || lines() >= 3);
+        assert_eq!(lines(), 3);
+    }
+}
+
+#[test]
+fn a_cgroup_may_be_shared_by_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Cgroup>();
+    shared::<Hierarchies>();
+    shared::<holdfast_cgroups::OomEvents>();
+}
