@@ -71,9 +71,9 @@ const APPLETS: &[&str] = &[
     "ash", "awk", "basename", "cat", "chmod", "chown", "chroot", "cp", "cut", "date", "dd", "df",
     "dirname", "echo", "env", "expr", "false", "find", "free", "grep", "head", "hostname", "id",
     "ip", "kill", "ln", "ls", "mkdir", "mkfifo", "mknod", "mount", "mv", "nproc", "od", "printf",
-    "ps", "pwd", "readlink", "realpath", "rm", "rmdir", "sed", "seq", "sh", "sleep", "sort",
-    "stat", "stty", "sync", "tail", "tee", "test", "time", "top", "touch", "tr", "true", "tty",
-    "umount", "uname", "uniq", "unshare", "usleep", "wc", "which", "whoami", "xargs", "yes",
+    "ps", "pwd", "readlink", "realpath", "rm", "rmdir", "sed", "seq", "setsid", "sh", "sleep",
+    "sort", "stat", "stty", "sync", "tail", "tee", "test", "time", "top", "touch", "tr", "true",
+    "tty", "umount", "uname", "uniq", "unshare", "usleep", "wc", "which", "whoami", "xargs", "yes",
 ];
 
 /// Writes the image as a tar of an OCI image layout, ready for `ctr images import`.

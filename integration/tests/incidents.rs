@@ -3,3 +3,5 @@
 
 #[path = "incidents/i01_exec_race.rs"]
 mod i01_exec_race;
+#[path = "incidents/i04_stuck_init.rs"]
+mod i04_stuck_init;

@@ -1,0 +1,185 @@
+//! cgroups: where the container is put, its limits, devices, freezer, and that they are removed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use holdfast_integration::bundle::Bundle;
+use holdfast_integration::on_runtimes;
+use holdfast_integration::scratch::Scratch;
+use serde_json::json;
+
+on_runtimes! {
+    init_and_exec_are_in_every_hierarchy: holdfast runc crun;
+    limits_are_written: holdfast runc crun;
+    a_process_limit_holds: holdfast runc crun;
+    a_memory_limit_kills: holdfast runc crun;
+    devices_that_are_not_allowed_are_refused: holdfast runc crun;
+    cgroups_made_by_the_container_are_removed_too: holdfast runc;
+    a_limit_that_is_no_good_is_named: holdfast runc;
+    a_failed_create_leaves_no_cgroup: holdfast runc crun;
+    delete_by_force_ends_every_process_of_the_cgroup: holdfast runc crun;
+}
+
+/// The container's cgroup of one controller: its v1 hierarchy, or v2's only one.
+fn cgroup(bundle: &Bundle, controller: &str) -> PathBuf {
+    let path = bundle.spec["linux"]["cgroupsPath"]
+        .as_str()
+        .unwrap()
+        .trim_start_matches('/');
+    let v1 = Path::new("/sys/fs/cgroup").join(controller);
+    if v1.is_dir() {
+        v1.join(path)
+    } else {
+        Path::new("/sys/fs/cgroup").join(path)
+    }
+}
+
+fn is_v1(controller: &str) -> bool {
+    Path::new("/sys/fs/cgroup").join(controller).is_dir()
+}
+
+fn init_and_exec_are_in_every_hierarchy(scratch: &Scratch) {
+    let bundle = scratch.bundle("box").args(&["sleep", "600"]);
+    let pid = scratch.start(&bundle);
+    let exec = scratch.exec(&bundle, &["cat", "/proc/self/cgroup"]);
+    let of_init = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let path = bundle.spec["linux"]["cgroupsPath"].as_str().unwrap();
+    for controller in ["pids", "memory", "cpu", "devices", "freezer"] {
+        if !is_v1(controller) {
+            continue;
+        }
+        let line = |text: &str| {
+            text.lines()
+                .find(|l| {
+                    l.split(':')
+                        .nth(1)
+                        .unwrap()
+                        .split(',')
+                        .any(|c| c == controller)
+                })
+                .unwrap()
+                .rsplit(':')
+                .next()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(line(&of_init), path, "{controller}: {of_init}");
+        assert_eq!(line(exec.ok()), path, "{controller}: {exec}");
+    }
+    scratch.end(&bundle);
+}
+
+fn limits_are_written(scratch: &Scratch) {
+    let bundle = scratch.bundle("box").args(&["sleep", "600"]).with(|spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+        spec["linux"]["resources"]["pids"] = json!({"limit": 33});
+        spec["linux"]["resources"]["cpu"] =
+            json!({"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0"});
+    });
+    scratch.start(&bundle);
+    let read = |controller: &str, file: &str| {
+        let path = cgroup(&bundle, controller).join(file);
+        fs::read_to_string(&path)
+            .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+            .trim()
+            .to_owned()
+    };
+    if is_v1("memory") {
+        assert_eq!(
+            read("memory", "memory.limit_in_bytes"),
+            (64 << 20).to_string()
+        );
+        assert_eq!(read("cpu", "cpu.shares"), "512");
+        assert_eq!(read("cpu", "cpu.cfs_quota_us"), "50000");
+        assert_eq!(read("cpu", "cpu.cfs_period_us"), "100000");
+        assert_eq!(read("cpuset", "cpuset.cpus"), "0");
+    } else {
+        assert_eq!(read("memory", "memory.max"), (64 << 20).to_string());
+        assert_eq!(read("cpu", "cpu.max"), "50000 100000");
+    }
+    assert_eq!(read("pids", "pids.max"), "33");
+    scratch.end(&bundle);
+}
+
+fn a_process_limit_holds(scratch: &Scratch) {
+    let bundle = scratch.bundle("pids").with(|spec| {
+        spec["linux"]["resources"]["pids"] = json!({"limit": 5});
+    });
+    let ran = scratch.run(&bundle.script("for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait"));
+    assert!(
+        ran.stderr.contains("Resource temporarily unavailable"),
+        "{ran}"
+    );
+}
+
+fn a_memory_limit_kills(scratch: &Scratch) {
+    let bundle = scratch.bundle("memory").with(|spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 24 << 20});
+    });
+    // Standard input for tail is endless and without lines: it keeps everything.
+    let ran = scratch.run(&bundle.args(&["tail", "-n", "1", "/dev/zero"]));
+    assert_eq!(ran.code(), 137, "{ran}");
+}
+
+fn devices_that_are_not_allowed_are_refused(scratch: &Scratch) {
+    let bundle = scratch.bundle("devices").script(
+        "mknod /tmp/kmsg c 1 11 && cat /tmp/kmsg; mknod /tmp/null c 1 3 && echo x >/tmp/null && echo fine",
+    );
+    let bundle = bundle.with(|spec| {
+        // As docker has it: mknod of anything, use of little.
+        spec["linux"]["resources"]["devices"] = json!([
+            {"allow": false, "access": "rwm"},
+            {"allow": true, "type": "c", "access": "m"},
+            {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+        ]);
+    });
+    let ran = scratch.run(&bundle);
+    assert_eq!(ran.stdout, "fine\n", "{ran}");
+    assert!(ran.stderr.contains("Operation not permitted"), "{ran}");
+}
+
+fn cgroups_made_by_the_container_are_removed_too(scratch: &Scratch) {
+    let bundle = scratch.bundle("box").args(&["sleep", "600"]);
+    scratch.start(&bundle);
+    for controller in ["pids", "memory", "freezer"] {
+        if is_v1(controller) {
+            fs::create_dir_all(cgroup(&bundle, controller).join("inner/most")).unwrap();
+        }
+    }
+    scratch.end(&bundle);
+    // That nothing of it is left is looked at after every test.
+}
+
+fn a_limit_that_is_no_good_is_named(scratch: &Scratch) {
+    let bundle = scratch.bundle("bad").with(|spec| {
+        spec["linux"]["resources"]["cpu"] = json!({"cpus": "0-999999"});
+    });
+    bundle.write();
+    let (refused, _) = scratch.try_create(&bundle, &[]);
+    assert!(refused.failed().contains("cpuset"), "{refused}");
+}
+
+fn a_failed_create_leaves_no_cgroup(scratch: &Scratch) {
+    // Fails late, inside the container, when its cgroups exist already.
+    let bundle = scratch.bundle("late").mount(json!({
+        "destination": "/mnt", "type": "nosuchfs", "source": "nothing", "options": [],
+    }));
+    bundle.write();
+    let (refused, _) = scratch.try_create(&bundle, &[]);
+    refused.failed();
+}
+
+fn delete_by_force_ends_every_process_of_the_cgroup(scratch: &Scratch) {
+    let bundle = scratch.bundle("box").without_namespace("pid");
+    let bundle = bundle.script("sleep 600 & setsid sleep 600 & touch /tmp/up; wait");
+    scratch.start(&bundle);
+    let up = bundle.in_rootfs("tmp/up");
+    holdfast_integration::deadline::eventually(
+        "it is up",
+        std::time::Duration::from_secs(20),
+        || up.exists().then_some(()),
+    );
+    scratch.call(&["delete", "--force", "box"]).ok();
+    assert!(!cgroup(&bundle, "pids").exists());
+}
