@@ -3,13 +3,70 @@
 //! Pure functions from records to text; `holdfast why` reads, calls one of these, and prints.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use serde_json::Value;
 
+use crate::deadline::parse_duration;
 use crate::exit::ExitStatus;
-use crate::ledger::{Kind, Page, Record};
+use crate::ledger::{Kind, Page, Query, Record};
 use crate::reason::Reason;
-use crate::time::{Timestamp, human};
+use crate::time::{InvalidTimestamp, Timestamp, human};
+
+/// The whole answer of `holdfast why`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// For standard output, with its last line feed.
+    pub text: String,
+    /// Whether there was anything to tell; the exit code is 0 or 1 by it.
+    pub found: bool,
+}
+
+/// How the answer is to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Every record in full, the latest first.
+    Full,
+    /// One line a record, the oldest first.
+    List,
+    /// [`json`].
+    Json,
+}
+
+/// What to print for `page`, which was read from `place` for `query`.
+#[must_use]
+pub fn answer(page: &Page, query: &Query, place: &Path, form: Form) -> Answer {
+    let found = !page.records.is_empty();
+    let text = match form {
+        Form::Json => format!("{:#}\n", json(page)),
+        Form::Full | Form::List if !found => {
+            let whom = query.who.as_ref().map_or("any end", |who| who.as_str());
+            let since = query
+                .since
+                .map_or_else(String::new, |since| format!(" since {}", since.short()));
+            format!(
+                "There is no record of {}{since} in {}.\n{}",
+                visible(whom),
+                place.display(),
+                damage(page)
+            )
+        }
+        Form::Full => explain_all(page),
+        Form::List => list(page),
+    };
+    Answer { text, found }
+}
+
+/// Reads the argument of `--since`: a time (`2026-01-31`, `2026-01-31 12:00`), or a duration before `now` (`90m`, `2d`).
+///
+/// # Errors
+/// [`InvalidTimestamp`] with the text, when it is neither.
+pub fn since(text: &str, now: Timestamp) -> Result<Timestamp, InvalidTimestamp> {
+    match parse_duration(text) {
+        Some(duration) => Ok(now.before(duration)),
+        None => text.parse(),
+    }
+}
 
 /// The full answer for one record: sentence, identity, timeline, evidence, meaning, advice.
 #[must_use]

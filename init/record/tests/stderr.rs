@@ -175,6 +175,20 @@ fn a_second_panic_while_panicking_is_reported_too() {
 }
 
 #[test]
+fn the_last_words_of_libc_and_of_a_full_stack_reach_journald() {
+    for (role_name, words) in [
+        ("frees_garbage", "invalid pointer"),
+        ("overflows_its_stack", "has overflowed its stack"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(folder.path().join("stdout")).unwrap();
+        assert!(!role(role_name, folder.path()).success());
+        let (_, text) = received(&listener);
+        assert!(text.contains(words), "{role_name}: {text:?}");
+    }
+}
+
+#[test]
 fn values_with_line_feeds_are_sent_by_length() {
     let folder = tempfile::tempdir().unwrap();
     let places = places(folder.path());
@@ -302,4 +316,44 @@ fn panics_twice() {
     report_panics(&folder, places);
     let _second = PanicsOnDrop;
     panic!("the first panic");
+}
+
+mod sys {
+    #![allow(unsafe_code)]
+
+    /// Makes glibc abort: "free(): invalid pointer".
+    pub(super) fn free_garbage() {
+        let text = [0u8; 64];
+        // SAFETY: none is claimed: glibc checks the pointer's alignment first, and aborts. It is the last act of this process.
+        unsafe { libc::free(text.as_ptr().wrapping_add(1).cast_mut().cast()) }
+    }
+}
+
+#[test]
+#[ignore = "a role of the tests above"]
+fn frees_garbage() {
+    let Some(folder) = folder_of_role() else {
+        return;
+    };
+    let _ = start(&folder);
+    sys::free_garbage();
+}
+
+fn deeper(level: u64) -> u64 {
+    let here = std::hint::black_box([level; 512]);
+    if level == u64::MAX {
+        0
+    } else {
+        deeper(level + 1) + here[7]
+    }
+}
+
+#[test]
+#[ignore = "a role of the tests above"]
+fn overflows_its_stack() {
+    let Some(folder) = folder_of_role() else {
+        return;
+    };
+    let _ = start(&folder);
+    println!("{}", deeper(0));
 }

@@ -171,9 +171,13 @@ fn run(
         stdout: Stream::new(stdout),
         stderr: Stream::new(stderr),
     };
-    let status = running
-        .wait(&deadline)
-        .map_err(|source| start("wait for it", source))?;
+    let status = match running.wait(&deadline) {
+        Ok(status) => status,
+        Err(source) => {
+            running.kill();
+            return Err(start("wait for it", source));
+        }
+    };
     match status {
         Some(_) if !running.report.is_empty() => {
             let (step, source) = refusal(&running.report)
@@ -189,9 +193,7 @@ fn run(
         None => {
             let pid = u32::try_from(running.child.pid).unwrap_or(0);
             let process = Box::new(describe(pid));
-            kill_group(&running.child);
-            let killing = Deadline::after(KILL_TIMEOUT, "the end of a killed hook");
-            let gone = matches!(running.wait(&killing), Ok(Some(_)));
+            let gone = running.kill();
             Err(Error::TimedOut {
                 place,
                 waited: deadline.limit(),
@@ -345,6 +347,13 @@ impl Running {
                 return Ok(None);
             }
         }
+    }
+
+    /// Kills its process group and waits a moment for its end; returns whether that was seen.
+    fn kill(&mut self) -> bool {
+        kill_group(&self.child);
+        let deadline = Deadline::after(KILL_TIMEOUT, "the end of a killed hook");
+        matches!(self.wait(&deadline), Ok(Some(_)))
     }
 
     /// At most five bytes ever come, in one write.

@@ -395,3 +395,15 @@ fn pods_are_known_by_their_annotations() {
     );
     assert_eq!(Pod::from_annotations(|_| None), None);
 }
+
+proptest::proptest! {
+    #[test]
+    fn bytes_of_any_kind_never_do_harm(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ledger-00000000000000000001.jsonl"), &bytes).unwrap();
+        let ledger = Ledger::new(folder.path());
+        ledger.append(&record("one", 0)).unwrap();
+        let page = ledger.read(&Query::default()).unwrap();
+        proptest::prop_assert_eq!(ids(&page), ["one"]);
+    }
+}

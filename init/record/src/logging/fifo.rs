@@ -1,11 +1,16 @@
 //! containerd's `log` fifo in the bundle, in logrus' text format, which containerd copies to its own log.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use crate::text::head;
 use crate::time::Timestamp;
+
+/// Longest text in bytes; the rest of [`libc::PIPE_BUF`] is for time, level, fields and the note on lost lines.
+const TEXT_LIMIT: usize = 3000;
 
 /// The open fifo, and how many lines did not fit since the last that did.
 #[derive(Debug)]
@@ -44,8 +49,17 @@ impl Fifo {
             let note = format!("{} lines did not fit this fifo and were dropped", self.lost);
             bytes.extend(line(log::Level::Warn, &note, &[], Timestamp::now()).into_bytes());
         }
-        bytes.extend(line(level, text, fields, Timestamp::now()).into_bytes());
-        // Up to PIPE_BUF a write is all or nothing, pipe(7); a longer line is cut to that.
+        let cut = head(text, TEXT_LIMIT);
+        let text = if cut.len() < text.len() {
+            Cow::from(format!(
+                "{cut}… ({} bytes left out)",
+                text.len() - cut.len()
+            ))
+        } else {
+            Cow::from(text)
+        };
+        bytes.extend(line(level, &text, fields, Timestamp::now()).into_bytes());
+        // Up to PIPE_BUF a write is all or nothing, pipe(7). Only escapes and fields can make a line longer.
         if bytes.len() > libc::PIPE_BUF {
             bytes.truncate(libc::PIPE_BUF - 1);
             bytes.push(b'\n');
@@ -171,6 +185,25 @@ mod tests {
             let read = reader.read(&mut buffer).unwrap();
             assert!(String::from_utf8_lossy(&buffer[..read]).contains(&format!("round {round}")));
         }
+    }
+
+    #[test]
+    fn a_long_line_is_cut_within_its_quotes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = fifo(folder.path());
+        let mut sink = Fifo::open(&path).unwrap();
+        assert!(sink.write(
+            log::Level::Error,
+            &"é".repeat(4000),
+            &[("id".into(), "c1".into())]
+        ));
+        let mut buffer = [0; 8192];
+        let read = sink.file.read(&mut buffer).unwrap();
+        let text = std::str::from_utf8(&buffer[..read]).unwrap();
+        assert!(
+            text.ends_with("… (5000 bytes left out)\" id=\"c1\"\n"),
+            "{text}"
+        );
     }
 
     #[test]

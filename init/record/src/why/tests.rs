@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::exit::{ExitStatus, Signal};
 use crate::ids::{ContainerId, ExecId, Namespace};
-use crate::ledger::{Happening, Pod};
+use crate::ledger::{Happening, Pod, Selector};
 use crate::process::ProcessIdentity;
 use crate::reason::tests::{examples, golden};
 use crate::reason::{Group, Rpc};
@@ -143,4 +143,34 @@ fn json_holds_the_record_and_what_its_code_means() {
     assert_eq!(value[0]["pod"]["name"], "train-0");
     let back: Record = serde_json::from_value(value[0].clone()).unwrap();
     assert_eq!(back.reason(), killed().reason());
+}
+
+#[test]
+fn an_empty_answer_says_where_it_was_looked_and_for_what() {
+    let query = Query {
+        who: Some(Selector::new("c1")),
+        since: Some(at(0)),
+        last: None,
+    };
+    let nothing = answer(&Page::default(), &query, Path::new("/ledger"), Form::Full);
+    assert_eq!(
+        nothing.text,
+        "There is no record of c1 since 2027-01-15 08:00:00 UTC in /ledger.\n"
+    );
+    assert!(!nothing.found);
+    let json = answer(&Page::default(), &query, Path::new("/ledger"), Form::Json);
+    assert_eq!((json.text.as_str(), json.found), ("[]\n", false));
+    let page = Page {
+        records: vec![killed()],
+        damaged: 0,
+    };
+    let found = answer(&page, &query, Path::new("/ledger"), Form::Full);
+    assert_eq!((found.text, found.found), (explain(&killed()), true));
+}
+
+#[test]
+fn since_takes_times_and_durations() {
+    assert_eq!(since("90m", at(5_400_000)).unwrap(), at(0));
+    assert_eq!(since("2027-01-15 08:00", at(9)).unwrap(), at(0));
+    assert!(since("yesterday", at(0)).is_err());
 }
