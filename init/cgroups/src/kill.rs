@@ -14,6 +14,9 @@ use crate::freezer::nap;
 use crate::hierarchy::read_proc;
 use crate::sys;
 
+/// How often a process may be listed in the cgroup and be elsewhere by its own account (60 ms together).
+const LOOKS: u8 = 12;
+
 impl Cgroup {
     /// Sends a signal to every process of the cgroup and below.
     ///
@@ -64,6 +67,7 @@ impl Cgroup {
         let mut done = HashSet::new();
         let mut refused = None;
         // Ended or moved away between two looks; it may not be so time and again.
+        let mut pause = Duration::from_micros(100);
         let mut elsewhere: HashMap<i32, u8> = HashMap::new();
         loop {
             let fresh: Vec<i32> = processes_below(&node.dir)?
@@ -88,15 +92,21 @@ impl Cgroup {
                     holders: Holder::of_all(&fresh),
                 });
             }
+            let mut unclear = false;
             for pid in fresh {
                 match self.signal_member(pid, signal) {
                     Ok(true) => {
                         done.insert(pid);
                     }
+                    // Ended, and only the list does not know yet.
+                    Ok(false) if matches!(Holder::of(pid).state, 'Z' | 'X' | '?') => {
+                        done.insert(pid);
+                    }
                     Ok(false) => {
+                        unclear = true;
                         let tries = elsewhere.entry(pid).or_insert(0_u8);
                         *tries += 1;
-                        if *tries > 3 {
+                        if *tries > LOOKS {
                             done.insert(pid);
                             let text = "cgroup.procs lists it, but /proc/PID/cgroup does not agree";
                             refused = Some((pid, io::Error::other(text)));
@@ -107,6 +117,10 @@ impl Cgroup {
                         refused = Some((pid, error));
                     }
                 }
+            }
+            if unclear {
+                // A process on its way out has left its cgroup and is listed all the same, for a moment.
+                nap(&mut pause, deadline);
             }
         }
     }
@@ -196,13 +210,21 @@ impl Cgroup {
         }
     }
 
-    /// SIGKILL to everything in it, then [`Self::remove`].
+    /// SIGKILL to everything in it, again while something is left, then [`Self::remove`].
     ///
     /// # Errors
-    /// As [`Self::signal_all`] and [`Self::remove`].
+    /// As [`Self::signal_all`], [`Self::wait_empty`] and [`Self::remove`].
     pub fn kill_and_remove(&self, deadline: Instant) -> Result<()> {
-        self.signal_all(libc::SIGKILL, deadline)?;
-        self.wait_empty(deadline)?;
-        self.remove(deadline)
+        loop {
+            self.signal_all(libc::SIGKILL, deadline)?;
+            // Once is enough but for the odd case: a freezer frozen again from inside, a pid reused by a fork while the
+            // signals went out.
+            let now = Instant::now();
+            match self.wait_empty(deadline.min(now + Duration::from_secs(1))) {
+                Ok(()) => return self.remove(deadline),
+                Err(Error::Deadline { .. }) if Instant::now() < deadline => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 }

@@ -149,7 +149,7 @@ impl Drop for Fixture {
             let _ = child.kill();
             child.wait().unwrap();
         }
-        let removed = killed.and_then(|()| self.cgroup.kill_and_remove(soon()));
+        let removed = killed.and(self.cgroup.kill_and_remove(soon()));
         self.cgroup.remove_made_parents();
         if !std::thread::panicking() {
             removed.unwrap();
@@ -322,6 +322,46 @@ fn freeze_stops_and_thaw_continues() {
         fixture.cgroup.thaw(soon()).unwrap();
         assert_eq!(cgroup(&fixture), FreezerState::Thawed);
         until("CPU time after the thaw", || ticks() > before);
+    }
+}
+
+#[test]
+fn a_freeze_that_is_late_is_taken_back() {
+    if !root() {
+        return;
+    }
+    for hierarchies in layouts() {
+        let mut fixture = Fixture::new(&hierarchies, "late");
+        for _ in 0..8 {
+            fixture.run("while :; do :; done");
+        }
+        // With two CPUs and eight busy processes most of them have to be scheduled before they can stop.
+        let mut late = 0;
+        for _ in 0..20 {
+            match fixture.cgroup.freeze(Instant::now()) {
+                Ok(()) => {
+                    assert_eq!(
+                        fixture.cgroup.freezer_state().unwrap(),
+                        FreezerState::Frozen
+                    );
+                    fixture.cgroup.thaw(soon()).unwrap();
+                }
+                Err(Error::Deadline {
+                    step: "freeze",
+                    holders,
+                    ..
+                }) => {
+                    late += 1;
+                    assert!(!holders.is_empty());
+                }
+                Err(error) => panic!("{error}"),
+            }
+            assert_eq!(
+                fixture.cgroup.freezer_state().unwrap(),
+                FreezerState::Thawed
+            );
+        }
+        println!("{late} of 20 were late");
     }
 }
 
