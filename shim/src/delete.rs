@@ -1,0 +1,240 @@
+//! The `delete` action: cleans up after a shim that is gone, and says truly what is known.
+//!
+//! containerd runs it after a shim has died, and after every regular delete; it kills us
+//! after five seconds. The bundle may be one that the Go shim made.
+
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::protobuf::Message;
+use holdfast_record::ledger::{Kind, Ledger, Record};
+use holdfast_record::logging::{Places, publish};
+use holdfast_record::{ContainerId, ExitStatus, Namespace, Reason, Signal, Timestamp};
+
+use crate::cli::CommandLine;
+use crate::fault::chain;
+use crate::options::Options;
+use crate::publisher::proto_time;
+use crate::rootfs;
+use crate::runtime;
+use crate::task::record::{Entry, read};
+
+/// Bound of the runtime's part; with the unmount it stays below containerd's five seconds.
+const RUNTIME_LIMIT: Duration = Duration::from_secs(3);
+/// Status for a container whose end nobody saw: as if killed, for that is what we do to it.
+const KILLED: u32 = 137;
+
+/// Nothing could be cleaned up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DeleteError {
+    /// The id or the containerd namespace.
+    #[error("{0}")]
+    Id(#[from] holdfast_record::ids::InvalidId),
+    /// The bundle.
+    #[error("find the bundle")]
+    Bundle(#[source] io::Error),
+    /// stdout.
+    #[error("print the answer")]
+    Print(#[source] io::Error),
+}
+
+/// What the journal says of the container.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct History {
+    pid: Option<u32>,
+    shim: Option<u32>,
+    end: Option<(ExitStatus, Timestamp)>,
+    deleted: bool,
+}
+
+fn history(entries: &[Entry]) -> History {
+    let mut history = History::default();
+    for entry in entries {
+        match entry {
+            Entry::Created { pid, shim, .. } => {
+                history.pid = Some(*pid);
+                history.shim = Some(*shim);
+            }
+            Entry::Exited { status, at, .. } => history.end = Some((*status, *at)),
+            Entry::Deleted => history.deleted = true,
+            Entry::Started { .. }
+            | Entry::KillRequested { .. }
+            | Entry::ExecStarted { .. }
+            | Entry::ExecExited { .. }
+            | Entry::Paused
+            | Entry::Resumed => {}
+        }
+    }
+    history
+}
+
+/// Runs the action.
+///
+/// # Errors
+/// [`DeleteError`]; whatever fails on the way is only logged, because the rest has to go on.
+pub(crate) fn delete(line: &CommandLine) -> Result<(), DeleteError> {
+    let id = ContainerId::new(line.id.as_str())?;
+    let namespace = Namespace::new(line.namespace.as_str())?;
+    let bundle = match &line.bundle {
+        Some(bundle) => bundle.clone(),
+        None => std::env::current_dir().map_err(DeleteError::Bundle)?,
+    };
+    // containerd's working directory for us may be another container's bundle.
+    let bundle = bundle
+        .parent()
+        .map(|parent| parent.join(id.as_str()))
+        .filter(|own| own.is_dir())
+        .unwrap_or(bundle);
+    let options = Options::read(&bundle).unwrap_or_else(|error| {
+        log::warn!("read the options: {error}");
+        Options::default()
+    });
+    let history = history(&read(&bundle));
+    delete_in_runtime(&options, &namespace, &id, &bundle);
+    let left = match rootfs::unmount_all(&bundle.join("rootfs")) {
+        Ok(detached) => detached,
+        Err(error) => vec![chain(&error)],
+    };
+    left.iter().for_each(|line| log::warn!("{line}"));
+    let answer = answer(&history, &bundle);
+    if !history.deleted && history.pid.is_some() {
+        record(&namespace, &id, &history);
+    }
+    let bytes = answer.write_to_bytes().unwrap_or_default();
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(&bytes)
+        .and_then(|()| stdout.flush())
+        .map_err(DeleteError::Print)
+}
+
+fn answer(history: &History, bundle: &Path) -> DeleteResponse {
+    let pid = history.pid.or_else(|| {
+        std::fs::read_to_string(bundle.join("init.pid"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    });
+    let (status, at) = match history.end {
+        Some((status, at)) => (status.shell_code(), at),
+        None => (KILLED, Timestamp::now()),
+    };
+    DeleteResponse {
+        pid: pid.unwrap_or(0),
+        exit_status: status,
+        exited_at: proto_time(at),
+        ..DeleteResponse::default()
+    }
+}
+
+fn record(namespace: &Namespace, id: &ContainerId, history: &History) {
+    let findings = match history.shim {
+        Some(pid) if Path::new(&format!("/proc/{pid}")).exists() => {
+            vec![format!("a process with the shim's pid {pid} exists")]
+        }
+        Some(pid) => vec![format!("the shim's process {pid} is gone")],
+        None => Vec::new(),
+    };
+    let reason = Reason::ShimGone {
+        shim_pid: history.shim,
+        container_had_ended: history.end.is_some(),
+        findings,
+    };
+    let status = history.end.map_or(
+        ExitStatus::Signaled {
+            signal: Signal::KILL,
+            core: false,
+        },
+        |(status, _)| status,
+    );
+    let record = Record::new(Kind::Shim, &reason, Timestamp::now())
+        .of_container(Some(namespace), id)
+        .with_status(status);
+    publish(&Ledger::from_env(), &Places::default(), &record);
+}
+
+fn delete_in_runtime(options: &Options, namespace: &Namespace, id: &ContainerId, bundle: &Path) {
+    let arguments = runtime::delete_arguments(options, namespace, id, bundle);
+    let (program, arguments): (PathBuf, _) = arguments;
+    let child = Command::new(&program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let mut child = match child {
+        Ok(child) => child,
+        Err(error) => {
+            log::warn!("run {}: {error}", program.display());
+            return;
+        }
+    };
+    let deadline = Instant::now() + RUNTIME_LIMIT;
+    // A short-lived process without an event loop: asking every few milliseconds will do.
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => {
+                if !status.success() {
+                    log::warn!("{} delete: {status}", program.display());
+                }
+                return;
+            }
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Ok(None) => {
+                log::warn!(
+                    "{} delete did not finish within {RUNTIME_LIMIT:?}; killed",
+                    program.display()
+                );
+                let _ = child.kill();
+                let _ = child.wait();
+                return;
+            }
+            Err(error) => {
+                log::warn!("wait for {}: {error}", program.display());
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::task::record::BundleJournal;
+
+    #[test]
+    fn the_true_status_is_told_where_the_journal_knows_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let none = answer(&history(&read(dir.path())), dir.path());
+        assert_eq!((none.pid, none.exit_status), (0, KILLED));
+        // As the Go shim leaves it.
+        std::fs::write(dir.path().join("init.pid"), "77").unwrap();
+        assert_eq!(answer(&history(&read(dir.path())), dir.path()).pid, 77);
+        let mut journal = BundleJournal::create(dir.path());
+        let at = Timestamp::new(5, 6);
+        journal.append(&Entry::Created {
+            pid: 42,
+            shim: 41,
+            at,
+        });
+        assert_eq!(
+            answer(&history(&read(dir.path())), dir.path()).exit_status,
+            KILLED
+        );
+        journal.append(&Entry::Exited {
+            pid: 42,
+            status: ExitStatus::Exited(3),
+            at,
+        });
+        let told = answer(&history(&read(dir.path())), dir.path());
+        assert_eq!(
+            (told.pid, told.exit_status, told.exited_at.seconds),
+            (42, 3, 5)
+        );
+    }
+}

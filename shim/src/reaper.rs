@@ -1,0 +1,369 @@
+//! The only place that waits for children.
+//!
+//! On SIGCHLD the reaper *peeks* (`waitid` with `WNOWAIT`) at whichever child has ended,
+//! looks it up, and only then reaps it: through its pidfd if it is one of ours, by pid if
+//! it is an orphan that was handed to us as subreaper. Why no end can be stolen or lost:
+//!
+//! * Nothing else in the shim waits, and all of this runs on the shim's one thread.
+//! * A child that *we* start ([`Reaper::spawn`]) is registered before the thread returns to
+//!   the event loop, so no sweep can come between.
+//! * A container's process is started by the runtime, so it can end before we know it. While
+//!   a [`Launch`] is open, ends of unknown children are therefore kept, and
+//!   [`Launch::adopt`] looks there. With the barrier the process comes with a pidfd, and the
+//!   pidfd decides: if it still can be waited for, that is the answer. Only if it cannot
+//!   (`ECHILD`: we reaped it as unknown) the kept end with its pid is its own, since a pid
+//!   is free for reuse only after that reaping and the process kept it until then.
+//! * A foreign runtime tells just a pid, after the fact. `waitid(P_PID, WNOWAIT)` says
+//!   whether it is our child still; if so it stays (nobody else can reap it) and its pidfd is
+//!   opened. If not, the kept end is its own; to be wrong, the pid space would have to wrap
+//!   around within one call of the runtime.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use holdfast_record::Timestamp;
+use tokio::sync::oneshot;
+
+use crate::sys::{self, ChildEnd, ChildSetup, Children};
+use crate::task::state::Ended;
+
+/// Most ends of unknown children kept while launches are open.
+const MAX_EARLY: usize = 4096;
+
+/// A process that cannot be mistaken for another one.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+impl Process {
+    /// Its pid in our pid namespace.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends a signal; never to another process that got the pid later.
+    ///
+    /// # Errors
+    /// `ESRCH` once it was reaped.
+    pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
+        sys::pidfd_send_signal(self.pidfd.as_fd(), signal)
+    }
+}
+
+/// A registered child and the word of its end.
+#[derive(Debug)]
+pub(crate) struct Child {
+    /// The process.
+    pub(crate) process: Arc<Process>,
+    /// Resolves when it was reaped.
+    pub(crate) ended: oneshot::Receiver<Ended>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    process: Arc<Process>,
+    tell: oneshot::Sender<Ended>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    watched: HashMap<u32, Watched>,
+    launches: usize,
+    early: Vec<(u32, Ended)>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Reaper {
+    table: Mutex<Table>,
+}
+
+/// A process could not be taken over.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdoptError {
+    /// The runtime named a process that is not our child.
+    #[error("process {pid} is not a child of the shim (was its parent not the runtime?)")]
+    NotOurs {
+        /// The pid named.
+        pid: u32,
+    },
+    /// Asking the kernel failed.
+    #[error("wait for process {pid}")]
+    Wait {
+        /// The pid named.
+        pid: u32,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Reaper {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // A panic while the table was held cannot leave it half changed: every change is one
+        // insertion or removal.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a child and registers it.
+    ///
+    /// # Errors
+    /// As [`Command::spawn`].
+    pub(crate) fn spawn(&self, mut command: Command, setup: ChildSetup) -> io::Result<Child> {
+        sys::prepare_child(&mut command, setup);
+        let child = command.spawn()?;
+        let pid = child.id();
+        // Not reaped by anybody before the next sweep, so the pid is still its own.
+        let pidfd = sys::pidfd_open(pid)?;
+        Ok(self.watch(Process { pid, pidfd }))
+    }
+
+    fn watch(&self, process: Process) -> Child {
+        let process = Arc::new(process);
+        let (tell, ended) = oneshot::channel();
+        let watched = Watched {
+            process: Arc::clone(&process),
+            tell,
+        };
+        self.table().watched.insert(process.pid, watched);
+        Child { process, ended }
+    }
+
+    /// Opens the window in which ends of unknown children are kept.
+    pub(crate) fn launch(self: &Arc<Self>) -> Launch {
+        self.table().launches += 1;
+        Launch {
+            reaper: Arc::clone(self),
+        }
+    }
+
+    /// Reaps every child that has ended. To be called on SIGCHLD.
+    pub(crate) fn sweep(&self) {
+        loop {
+            let end = match sys::wait_child(Children::Any, true) {
+                Ok(Some(end)) => end,
+                Ok(None) => return,
+                Err(error) => {
+                    if error.raw_os_error() != Some(libc::ECHILD) {
+                        log::error!("reap: waitid: {error}");
+                    }
+                    return;
+                }
+            };
+            if !self.reap(end) {
+                return;
+            }
+        }
+    }
+
+    /// Reaps one child that is known to have ended; false when that failed.
+    fn reap(&self, end: ChildEnd) -> bool {
+        let mut table = self.table();
+        let ended = Ended {
+            status: end.status,
+            at: Timestamp::now(),
+        };
+        let reaped = match table.watched.get(&end.pid) {
+            Some(watched) => sys::wait_child(Children::Pidfd(watched.process.pidfd.as_fd()), false),
+            None => sys::wait_child(Children::Pid(end.pid), false),
+        };
+        if let Err(error) = reaped {
+            log::error!("reap: process {}: {error}", end.pid);
+            return false;
+        }
+        match table.watched.remove(&end.pid) {
+            // Nobody listens any more: the launch of it was given up.
+            Some(watched) => {
+                let _ = watched.tell.send(ended);
+            }
+            None if table.launches > 0 => {
+                if table.early.len() >= MAX_EARLY {
+                    log::warn!("reap: over {MAX_EARLY} unknown children ended during one launch");
+                    table.early.remove(0);
+                }
+                table.early.push((end.pid, ended));
+            }
+            None => log::debug!("reaped the orphan {} ({})", end.pid, end.status),
+        }
+        true
+    }
+}
+
+/// While this lives, ends of unknown children are kept.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    reaper: Arc<Reaper>,
+}
+
+impl Launch {
+    /// Takes over a process that a runtime made for us.
+    ///
+    /// # Errors
+    /// [`AdoptError`] when it is not our child.
+    pub(crate) fn adopt(&self, pid: u32, pidfd: Option<OwnedFd>) -> Result<Child, AdoptError> {
+        let which = match &pidfd {
+            Some(pidfd) => Children::Pidfd(pidfd.as_fd()),
+            None => Children::Pid(pid),
+        };
+        match sys::wait_child(which, true) {
+            Ok(_) => {
+                let pidfd = match pidfd {
+                    Some(pidfd) => pidfd,
+                    None => {
+                        sys::pidfd_open(pid).map_err(|source| AdoptError::Wait { pid, source })?
+                    }
+                };
+                let child = self.reaper.watch(Process { pid, pidfd });
+                // It may have ended before it was in the table, with its SIGCHLD spent.
+                self.reaper.sweep();
+                Ok(child)
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
+                self.claim_early(pid, pidfd)
+            }
+            Err(source) => Err(AdoptError::Wait { pid, source }),
+        }
+    }
+
+    fn claim_early(&self, pid: u32, pidfd: Option<OwnedFd>) -> Result<Child, AdoptError> {
+        let mut table = self.reaper.table();
+        let index = table
+            .early
+            .iter()
+            .rposition(|(early, _)| *early == pid)
+            .ok_or(AdoptError::NotOurs { pid })?;
+        let (_, end) = table.early.remove(index);
+        drop(table);
+        let pidfd = match pidfd {
+            Some(pidfd) => pidfd,
+            // Any pidfd of a dead process would do: signals to it must say ESRCH. Our own
+            // would be a danger, so a helper that is dead already provides it.
+            None => dead_pidfd().map_err(|source| AdoptError::Wait { pid, source })?,
+        };
+        let (tell, ended) = oneshot::channel();
+        let _ = tell.send(end);
+        Ok(Child {
+            process: Arc::new(Process { pid, pidfd }),
+            ended,
+        })
+    }
+}
+
+impl Drop for Launch {
+    fn drop(&mut self) {
+        let mut table = self.reaper.table();
+        table.launches -= 1;
+        if table.launches == 0 {
+            table.early = Vec::new();
+        }
+    }
+}
+
+/// The pidfd of a process that has ended and was reaped.
+fn dead_pidfd() -> io::Result<OwnedFd> {
+    // `true` cannot be reaped by a sweep meanwhile: this is the only thread.
+    let child = Command::new("/proc/self/exe")
+        .arg("-v")
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()?;
+    let pidfd = sys::pidfd_open(child.id())?;
+    sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL)?;
+    let mut poll = [nix::poll::PollFd::new(
+        pidfd.as_fd(),
+        nix::poll::PollFlags::POLLIN,
+    )];
+    nix::poll::poll(&mut poll, nix::poll::PollTimeout::from(5000u16))?;
+    sys::wait_child(Children::Pidfd(pidfd.as_fd()), false)?;
+    Ok(pidfd)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use holdfast_record::ExitStatus;
+
+    // One test for all: sweeps reap every child of the test process, so two such tests
+    // must not run side by side in one process. It runs itself in a process of its own.
+    #[test]
+    fn ends_reach_their_owner_also_when_they_come_before_the_registration() {
+        const CHILD: &str = "HOLDFAST_TEST_REAPER";
+        if std::env::var_os(CHILD).is_none() {
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "reaper::tests::ends_reach_their_owner_also_when_they_come_before_the_registration"])
+                .env(CHILD, "1")
+                .status()
+                .unwrap();
+            assert!(status.success());
+            return;
+        }
+        nix::sys::prctl::set_child_subreaper(true).unwrap();
+        let reaper = Arc::new(Reaper::default());
+        let shell = |script: &str| {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script]);
+            command
+        };
+        let wait_for = |receiver: &mut oneshot::Receiver<Ended>| {
+            let start = std::time::Instant::now();
+            loop {
+                reaper.sweep();
+                if let Ok(ended) = receiver.try_recv() {
+                    return ended.status;
+                }
+                assert!(start.elapsed().as_secs() < 10, "no end");
+                std::thread::yield_now();
+            }
+        };
+        let mut child = reaper
+            .spawn(shell("exit 3"), ChildSetup::default())
+            .unwrap();
+        assert_eq!(wait_for(&mut child.ended), ExitStatus::Exited(3));
+        assert_eq!(
+            child.process.signal(9).unwrap_err().raw_os_error(),
+            Some(libc::ESRCH)
+        );
+
+        // Unknown, ended and reaped before it is adopted: with a pid alone, and with a pidfd.
+        for with_pidfd in [false, true] {
+            let launch = reaper.launch();
+            let orphan = shell("exit 9").spawn().unwrap();
+            let pidfd = with_pidfd.then(|| sys::pidfd_open(orphan.id()).unwrap());
+            let start = std::time::Instant::now();
+            while reaper.table().early.is_empty() {
+                reaper.sweep();
+                assert!(start.elapsed().as_secs() < 10, "the orphan was not reaped");
+            }
+            let mut adopted = launch.adopt(orphan.id(), pidfd).unwrap();
+            assert_eq!(
+                adopted.ended.try_recv().unwrap().status,
+                ExitStatus::Exited(9)
+            );
+            assert_eq!(
+                adopted.process.signal(9).unwrap_err().raw_os_error(),
+                Some(libc::ESRCH)
+            );
+            assert!(matches!(
+                launch.adopt(1, None),
+                Err(AdoptError::NotOurs { pid: 1 })
+            ));
+        }
+
+        // Adopted alive, or as a zombie that no sweep has seen.
+        let launch = reaper.launch();
+        let living = shell("read x; exit 4")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut adopted = launch.adopt(living.id(), None).unwrap();
+        drop(living.stdin);
+        assert_eq!(wait_for(&mut adopted.ended), ExitStatus::Exited(4));
+        assert!(reaper.table().watched.is_empty());
+    }
+}

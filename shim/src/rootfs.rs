@@ -1,0 +1,599 @@
+//! The mounts that containerd hands over with Create, and their undoing.
+//!
+//! Runs on a blocking thread: mount(2) and umount(2) on a dead server can take for ever, and
+//! only their own container may wait for it.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use containerd_shim_protos::api::Mount;
+use holdfast_record::process::Stat;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::sys;
+
+/// How long a busy mount is tried again before its holders are named and it is detached.
+const BUSY_LIMIT: Duration = Duration::from_millis(2500);
+/// Pause between two tries; the kernel has no event for "no longer busy".
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// Room mount(2) leaves for options: a page, less what the kernel adds.
+const MAX_OPTIONS: usize = 4096 - 512;
+/// Most holders named.
+const MAX_HOLDERS: usize = 8;
+
+/// A mount could not be made or undone.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RootfsError {
+    /// mount(2).
+    #[error("mount {kind} {origin} on {target} (options {options:?})")]
+    Mount {
+        /// File system type.
+        kind: String,
+        /// Source.
+        origin: String,
+        /// Where to.
+        target: PathBuf,
+        /// As given.
+        options: Vec<String>,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+    /// A kind of mount this version does not make.
+    #[error(
+        "mount {kind} on {target}: option {option:?} is not supported; let containerd mount it or use another snapshotter"
+    )]
+    Unsupported {
+        /// File system type.
+        kind: String,
+        /// Where to.
+        target: PathBuf,
+        /// The option at fault.
+        option: String,
+    },
+    /// The target directory.
+    #[error("mount: the target {path}")]
+    Target {
+        /// The path.
+        path: PathBuf,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+    /// /proc/self/mountinfo.
+    #[error("read /proc/self/mountinfo")]
+    Mountinfo(#[source] io::Error),
+    /// umount(2).
+    #[error("failed rootfs umount: {path}")]
+    Unmount {
+        /// The mount point.
+        path: PathBuf,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the options of one mount mean to mount(2).
+#[derive(Debug, PartialEq, Eq)]
+struct Parsed {
+    flags: MsFlags,
+    propagation: MsFlags,
+    data: Vec<String>,
+    unsupported: Option<String>,
+}
+
+fn parse_options(options: &[String]) -> Parsed {
+    let mut parsed = Parsed {
+        flags: MsFlags::empty(),
+        propagation: MsFlags::empty(),
+        data: Vec::new(),
+        unsupported: None,
+    };
+    for option in options {
+        let (clear, flag) = match option.as_str() {
+            "defaults" => continue,
+            "async" => (true, MsFlags::MS_SYNCHRONOUS),
+            "atime" => (true, MsFlags::MS_NOATIME),
+            "bind" => (false, MsFlags::MS_BIND),
+            "dev" => (true, MsFlags::MS_NODEV),
+            "diratime" => (true, MsFlags::MS_NODIRATIME),
+            "dirsync" => (false, MsFlags::MS_DIRSYNC),
+            "exec" => (true, MsFlags::MS_NOEXEC),
+            "mand" => (false, MsFlags::MS_MANDLOCK),
+            "noatime" => (false, MsFlags::MS_NOATIME),
+            "nodev" => (false, MsFlags::MS_NODEV),
+            "nodiratime" => (false, MsFlags::MS_NODIRATIME),
+            "noexec" => (false, MsFlags::MS_NOEXEC),
+            "nomand" => (true, MsFlags::MS_MANDLOCK),
+            "norelatime" => (true, MsFlags::MS_RELATIME),
+            "nostrictatime" => (true, MsFlags::MS_STRICTATIME),
+            "nosuid" => (false, MsFlags::MS_NOSUID),
+            "rbind" => (false, MsFlags::MS_BIND | MsFlags::MS_REC),
+            "relatime" => (false, MsFlags::MS_RELATIME),
+            "remount" => (false, MsFlags::MS_REMOUNT),
+            "ro" => (false, MsFlags::MS_RDONLY),
+            "rw" => (true, MsFlags::MS_RDONLY),
+            "strictatime" => (false, MsFlags::MS_STRICTATIME),
+            "suid" => (true, MsFlags::MS_NOSUID),
+            "sync" => (false, MsFlags::MS_SYNCHRONOUS),
+            "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" | "unbindable"
+            | "runbindable" => {
+                let kind = option.strip_prefix('r').unwrap_or(option);
+                let recursive = option.starts_with('r');
+                let mut flag = match kind {
+                    "private" => MsFlags::MS_PRIVATE,
+                    "slave" => MsFlags::MS_SLAVE,
+                    "shared" => MsFlags::MS_SHARED,
+                    _ => MsFlags::MS_UNBINDABLE,
+                };
+                if recursive {
+                    flag |= MsFlags::MS_REC;
+                }
+                parsed.propagation = flag;
+                continue;
+            }
+            "loop" => {
+                parsed.unsupported = Some(option.clone());
+                continue;
+            }
+            other => {
+                if other.starts_with("uidmap=") || other.starts_with("gidmap=") {
+                    parsed.unsupported = Some(option.clone());
+                } else if !other.starts_with("X-containerd.") {
+                    parsed.data.push(option.clone());
+                }
+                continue;
+            }
+        };
+        if clear {
+            parsed.flags.remove(flag);
+        } else {
+            parsed.flags.insert(flag);
+        }
+    }
+    parsed
+}
+
+/// Mounts `mounts` in order below `rootfs`; undoes all of it when one fails.
+///
+/// # Errors
+/// [`RootfsError`].
+pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), RootfsError> {
+    for one in mounts {
+        if let Err(error) = mount_one(one, rootfs) {
+            if let Err(undo) = unmount_all(rootfs) {
+                log::error!("undo the mounts below {}: {undo}", rootfs.display());
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn mount_one(one: &Mount, rootfs: &Path) -> Result<(), RootfsError> {
+    let target = if one.target.is_empty() {
+        rootfs.to_owned()
+    } else {
+        below(rootfs, &one.target)?
+    };
+    if !target.exists() {
+        std::fs::create_dir_all(&target).map_err(|source| RootfsError::Target {
+            path: target.clone(),
+            source,
+        })?;
+    }
+    let parsed = parse_options(&one.options);
+    let unsupported = match one.type_.as_str() {
+        kind if kind == "fuse3" || kind.starts_with("fuse.") || kind.starts_with("fuse3.") => {
+            Some(kind.to_owned())
+        }
+        _ => parsed.unsupported.clone(),
+    };
+    if let Some(option) = unsupported {
+        return Err(RootfsError::Unsupported {
+            kind: one.type_.clone(),
+            target,
+            option,
+        });
+    }
+    let failed = |errno: Errno| RootfsError::Mount {
+        kind: one.type_.clone(),
+        origin: one.source.clone(),
+        target: target.clone(),
+        options: one.options.clone(),
+        source: errno.into(),
+    };
+    let data = parsed.data.join(",");
+    let first = parsed.flags
+        - if parsed.flags.contains(MsFlags::MS_BIND) {
+            MsFlags::MS_RDONLY
+        } else {
+            MsFlags::empty()
+        };
+    if one.type_ == "overlay" && data.len() > MAX_OPTIONS {
+        mount_long_overlay(&parsed, &target).map_err(failed)?;
+    } else {
+        let kind =
+            (!matches!(one.type_.as_str(), "bind" | "rbind" | "")).then_some(one.type_.as_str());
+        let first = if kind.is_none() {
+            first | MsFlags::MS_BIND
+        } else {
+            first
+        };
+        let data = (!data.is_empty()).then_some(data.as_str());
+        mount(Some(one.source.as_str()), &target, kind, first, data).map_err(failed)?;
+    }
+    // A bind mount takes its flags only from a second call.
+    let changes = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    if parsed.flags.contains(MsFlags::MS_BIND) && parsed.flags.intersects(changes) {
+        let again = (parsed.flags - MsFlags::MS_REC) | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+        mount(None::<&str>, &target, None::<&str>, again, None::<&str>).map_err(failed)?;
+    }
+    if !parsed.propagation.is_empty() {
+        mount(
+            None::<&str>,
+            &target,
+            None::<&str>,
+            parsed.propagation,
+            None::<&str>,
+        )
+        .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// `target` below `root`, refusing what would leave it.
+fn below(root: &Path, target: &str) -> Result<PathBuf, RootfsError> {
+    let relative = target.trim_start_matches('/');
+    if Path::new(relative)
+        .components()
+        .any(|part| matches!(part, std::path::Component::ParentDir))
+    {
+        return Err(RootfsError::Target {
+            path: target.into(),
+            source: io::Error::from_raw_os_error(libc::EINVAL),
+        });
+    }
+    Ok(root.join(relative))
+}
+
+/// Overlay with more layers than fit in a page: one call per layer where the kernel can
+/// (6.5), else relative to the directory that all layers share.
+fn mount_long_overlay(parsed: &Parsed, target: &Path) -> Result<(), Errno> {
+    let lower = parsed
+        .data
+        .iter()
+        .find_map(|option| option.strip_prefix("lowerdir="))
+        .ok_or(Errno::EINVAL)?;
+    let layers: Vec<&str> = lower.split(':').collect();
+    let other: Vec<(String, Option<String>)> = parsed
+        .data
+        .iter()
+        .filter(|option| !option.starts_with("lowerdir="))
+        .map(|option| match option.split_once('=') {
+            Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+            None => (option.clone(), None),
+        })
+        .collect();
+    let path = CString::new(target.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let attributes = mount_attributes(parsed.flags);
+    match sys::mount_overlay_layers(&layers, &other, &path, attributes) {
+        Ok(()) => return Ok(()),
+        Err(error) => log::debug!("overlay layer by layer: {error}; trying relative paths"),
+    }
+    let common = common_directory(&layers).ok_or(Errno::EINVAL)?;
+    let relative: Vec<&str> = layers
+        .iter()
+        .filter_map(|layer| layer.strip_prefix(common.as_str()))
+        .collect();
+    let mut data = vec![format!("lowerdir={}", relative.join(":"))];
+    data.extend(
+        parsed
+            .data
+            .iter()
+            .filter(|option| !option.starts_with("lowerdir="))
+            .cloned(),
+    );
+    let (data, target, flags) = (data.join(","), target.to_owned(), parsed.flags);
+    // The thread gets a working directory of its own and ends with it.
+    std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+        nix::unistd::chdir(common.as_str())?;
+        mount(
+            Some("overlay"),
+            &target,
+            Some("overlay"),
+            flags,
+            Some(data.as_str()),
+        )
+    })
+    .join()
+    .unwrap_or(Err(Errno::EIO))
+}
+
+fn mount_attributes(flags: MsFlags) -> u64 {
+    let mut attributes = 0;
+    for (flag, attribute) in [
+        (MsFlags::MS_RDONLY, libc::MOUNT_ATTR_RDONLY),
+        (MsFlags::MS_NOSUID, libc::MOUNT_ATTR_NOSUID),
+        (MsFlags::MS_NODEV, libc::MOUNT_ATTR_NODEV),
+        (MsFlags::MS_NOEXEC, libc::MOUNT_ATTR_NOEXEC),
+    ] {
+        if flags.contains(flag) {
+            attributes |= attribute;
+        }
+    }
+    attributes
+}
+
+/// The longest directory (with its slash) that all paths share.
+fn common_directory(paths: &[&str]) -> Option<String> {
+    let first = paths.first()?;
+    let mut len = first.len();
+    for path in paths {
+        let same = first
+            .bytes()
+            .zip(path.bytes())
+            .take_while(|(a, b)| a == b)
+            .count();
+        len = len.min(same);
+    }
+    let end = first.get(..len)?.rfind('/')?;
+    (end > 0).then(|| first.get(..=end).unwrap_or_default().to_owned())
+}
+
+/// Mount points at and below `root`, deepest last-made first.
+fn mounts_below(root: &Path) -> Result<Vec<PathBuf>, RootfsError> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(RootfsError::Mountinfo)?;
+    let mut found: Vec<PathBuf> = text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|field| PathBuf::from(unescape(field)))
+        .filter(|path| path.starts_with(root))
+        .collect();
+    found.reverse();
+    found.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+    Ok(found)
+}
+
+/// Undoes the kernel's octal escapes (`\040` for a space).
+fn unescape(field: &str) -> String {
+    let mut out = Vec::with_capacity(field.len());
+    let mut bytes = field.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'\\' {
+            out.push(byte);
+            continue;
+        }
+        let value = bytes.by_ref().take(3).fold(0u32, |value, digit| {
+            value * 8 + u32::from(digit.wrapping_sub(b'0'))
+        });
+        out.push(u8::try_from(value).unwrap_or(b'?'));
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Unmounts everything at and below `rootfs`; nothing there is success. What stays busy is
+/// detached, and its holders are returned, to be logged.
+///
+/// # Errors
+/// [`RootfsError`].
+pub(crate) fn unmount_all(rootfs: &Path) -> Result<Vec<String>, RootfsError> {
+    let root = match std::fs::canonicalize(rootfs) {
+        Ok(root) => root,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // A mount whose server is gone cannot be looked at; its name is good enough.
+        Err(_) => rootfs.to_owned(),
+    };
+    let deadline = Instant::now() + BUSY_LIMIT;
+    let mut detached = Vec::new();
+    for path in mounts_below(&root)? {
+        loop {
+            match umount2(&path, MntFlags::UMOUNT_NOFOLLOW) {
+                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => break,
+                Err(Errno::EBUSY) if Instant::now() < deadline => std::thread::sleep(BUSY_PAUSE),
+                Err(Errno::EBUSY) => {
+                    let who = holders(&path);
+                    umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(
+                        |errno| RootfsError::Unmount {
+                            path: path.clone(),
+                            source: errno.into(),
+                        },
+                    )?;
+                    detached.push(format!(
+                        "{} was busy and has been detached; held by {}",
+                        path.display(),
+                        who.join(", ")
+                    ));
+                    break;
+                }
+                Err(errno) => {
+                    return Err(RootfsError::Unmount {
+                        path,
+                        source: errno.into(),
+                    });
+                }
+            }
+        }
+    }
+    Ok(detached)
+}
+
+/// Who keeps a mount busy: pid, command and how.
+fn holders(mount_point: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return vec!["nobody known (/proc cannot be read)".to_owned()];
+    };
+    let mut found = BTreeSet::new();
+    for entry in entries.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let dir = entry.path();
+        let mut how = Vec::new();
+        for (name, word) in [("cwd", "working directory"), ("root", "root directory")] {
+            if std::fs::read_link(dir.join(name)).is_ok_and(|to| to.starts_with(mount_point)) {
+                how.push(word);
+            }
+        }
+        let open = std::fs::read_dir(dir.join("fd")).is_ok_and(|fds| {
+            fds.flatten()
+                .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(mount_point)))
+        });
+        if open {
+            how.push("open file");
+        }
+        if !how.is_empty() {
+            let comm = Stat::read(pid).map_or_else(|_| "?".to_owned(), |stat| stat.comm);
+            found.insert(format!("{pid} ({comm}: {})", how.join(", ")));
+        }
+        if found.len() >= MAX_HOLDERS {
+            break;
+        }
+    }
+    if found.is_empty() {
+        found.insert(
+            "nobody in sight (a mount below it in another mount namespace, or the kernel)"
+                .to_owned(),
+        );
+    }
+    found.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn mount_of(kind: &str, source: &str, options: &str) -> Mount {
+        Mount {
+            type_: kind.to_owned(),
+            source: source.to_owned(),
+            options: words(options),
+            ..Mount::default()
+        }
+    }
+
+    fn may_mount() -> bool {
+        let root = nix::unistd::geteuid().is_root();
+        if !root {
+            eprintln!("skipped: mounting needs root");
+        }
+        root
+    }
+
+    #[test]
+    fn options_become_flags_propagation_and_data() {
+        let parsed = parse_options(&words(
+            "rbind ro rslave nosuid suid size=1k X-containerd.x=1",
+        ));
+        assert_eq!(
+            parsed.flags,
+            MsFlags::MS_BIND | MsFlags::MS_REC | MsFlags::MS_RDONLY
+        );
+        assert_eq!(parsed.propagation, MsFlags::MS_SLAVE | MsFlags::MS_REC);
+        assert_eq!(parsed.data, ["size=1k"]);
+        assert_eq!(
+            parse_options(&words("loop")).unsupported.as_deref(),
+            Some("loop")
+        );
+    }
+
+    #[test]
+    fn paths_are_shared_and_escapes_undone() {
+        assert_eq!(
+            common_directory(&["/a/b1/c", "/a/b2/c"]).as_deref(),
+            Some("/a/")
+        );
+        assert_eq!(common_directory(&["/a", "/b"]), None);
+        assert_eq!(unescape("/a\\040b\\134"), "/a b\\");
+        below(Path::new("/r"), "/etc/../..").unwrap_err();
+    }
+
+    #[test]
+    fn mounts_come_and_go_and_a_failure_undoes_what_was_done() {
+        if !may_mount() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let rootfs = dir.path().join("rootfs");
+        std::fs::create_dir(&rootfs).unwrap();
+        let tmpfs = mount_of("tmpfs", "tmpfs", "size=64k");
+        let mut inner = mount_of("tmpfs", "tmpfs", "ro");
+        inner.target = "/inner".to_owned();
+        mount_all(&[tmpfs.clone(), inner.clone()], &rootfs).unwrap();
+        assert_eq!(mounts_below(&rootfs).unwrap().len(), 2);
+        assert_eq!(unmount_all(&rootfs).unwrap(), Vec::<String>::new());
+        assert_eq!(mounts_below(&rootfs).unwrap().len(), 0);
+        let wrong = mount_of("no-such-fs", "x", "");
+        mount_all(&[tmpfs, inner, wrong], &rootfs).unwrap_err();
+        assert_eq!(mounts_below(&rootfs).unwrap().len(), 0);
+        // Twice is no error.
+        unmount_all(&rootfs).unwrap();
+    }
+
+    #[test]
+    fn a_busy_mount_is_detached_and_its_holder_named() {
+        if !may_mount() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let rootfs = dir.path().join("rootfs");
+        std::fs::create_dir(&rootfs).unwrap();
+        mount_all(&[mount_of("tmpfs", "tmpfs", "")], &rootfs).unwrap();
+        let _open = std::fs::File::create(rootfs.join("held")).unwrap();
+        let detached = unmount_all(&rootfs).unwrap();
+        assert_eq!(detached.len(), 1);
+        let needle = format!("{} (", std::process::id());
+        assert!(
+            detached.iter().any(|line| line.contains(&needle)),
+            "{detached:?}"
+        );
+        assert_eq!(mounts_below(&rootfs).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn overlay_takes_more_layers_than_fit_in_a_page() {
+        if !may_mount() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let rootfs = dir.path().join("rootfs");
+        std::fs::create_dir(&rootfs).unwrap();
+        // Overlay cannot lie on every file system; a tmpfs will do.
+        let base = dir.path().join("layers");
+        std::fs::create_dir(&base).unwrap();
+        mount_all(&[mount_of("tmpfs", "tmpfs", "")], &base).unwrap();
+        let layers: Vec<String> = (0..60)
+            .map(|n| {
+                let layer = base.join(format!("{n}-{}", "l".repeat(70)));
+                std::fs::create_dir(&layer).unwrap();
+                std::fs::write(layer.join(format!("file{n}")), "").unwrap();
+                layer.to_str().unwrap().to_owned()
+            })
+            .collect();
+        let option = format!("lowerdir={}", layers.join(":"));
+        assert!(option.len() > 4096);
+        let overlay = mount_of("overlay", "overlay", &option);
+        let mounted = mount_all(&[overlay], &rootfs);
+        let count = std::fs::read_dir(&rootfs).unwrap().count();
+        unmount_all(&rootfs).unwrap();
+        unmount_all(&base).unwrap();
+        mounted.unwrap();
+        assert_eq!(count, 60);
+    }
+}

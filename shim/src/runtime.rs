@@ -1,0 +1,572 @@
+//! Runs the OCI runtime as a short-lived child, with a deadline.
+//!
+//! `holdfast` is asked to register before it runs (the barrier of
+//! [`holdfast_record::barrier`]); any other runtime names the pid in its pid file afterwards.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use holdfast_record::barrier::{self, Frame};
+use holdfast_record::process::describe;
+use holdfast_record::{ContainerId, Deadline, ExitStatus, Namespace};
+
+use crate::options::Options;
+use crate::reaper::{AdoptError, Child, Launch, Reaper};
+use crate::sys::{self, ChildSetup};
+
+/// Where `holdfast` keeps its state when the options say nothing.
+const HOLDFAST_ROOT: &str = "/run/holdfast";
+/// Where containerd has always let other runtimes keep theirs.
+const FOREIGN_ROOT: &str = "/run/containerd/runc";
+/// Number of the barrier's descriptor in the runtime.
+const BARRIER_FD: i32 = 3;
+/// Most bytes of the runtime's log that are looked at.
+const MAX_LOG: u64 = 256 * 1024;
+
+/// Whether the runtime speaks the barrier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flavour {
+    Holdfast,
+    Foreign,
+}
+
+/// One container's OCI runtime.
+#[derive(Debug, Clone)]
+pub(crate) struct Runtime {
+    binary: PathBuf,
+    flavour: Flavour,
+    root: PathBuf,
+    systemd_cgroup: bool,
+    bundle: PathBuf,
+    id: ContainerId,
+}
+
+/// A call of the runtime that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RuntimeError {
+    /// It could not be started at all.
+    #[error("run {binary}")]
+    Spawn {
+        /// The program.
+        binary: PathBuf,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+    /// It ran and failed; its own words.
+    #[error("{0}")]
+    Failed(String),
+    /// It did not finish in time and was killed.
+    #[error("{verb} did not finish within {limit:?} and was killed; it was {state}")]
+    Deadline {
+        /// `create`, `start`, …
+        verb: &'static str,
+        /// The deadline.
+        limit: Duration,
+        /// What it was doing.
+        state: String,
+    },
+    /// It succeeded without telling which process it made.
+    #[error("{verb}: the runtime told no pid in {path}")]
+    NoPid {
+        /// `create` or `exec`.
+        verb: &'static str,
+        /// The pid file.
+        path: PathBuf,
+        /// Why it could not be read.
+        #[source]
+        source: io::Error,
+    },
+    /// The process it made could not be taken over.
+    #[error("{verb}: take over the process")]
+    Adopt {
+        /// `create` or `exec`.
+        verb: &'static str,
+        /// Why.
+        #[source]
+        source: AdoptError,
+    },
+    /// The barrier broke.
+    #[error("{verb}: the barrier between shim and runtime")]
+    Barrier {
+        /// `create` or `exec`.
+        verb: &'static str,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+    /// The owner of the container gave up.
+    #[error("{verb}: the container is going away")]
+    GivenUp {
+        /// `create` or `exec`.
+        verb: &'static str,
+    },
+}
+
+/// Descriptors for the runtime's stdin, stdout and stderr, which `create` and `exec` hand on.
+#[derive(Debug, Default)]
+pub(crate) struct ChildStdio {
+    /// For descriptor 0; none: /dev/null.
+    pub(crate) stdin: Option<OwnedFd>,
+    /// For descriptor 1.
+    pub(crate) stdout: Option<OwnedFd>,
+    /// For descriptor 2.
+    pub(crate) stderr: Option<OwnedFd>,
+}
+
+/// One call.
+#[derive(Debug)]
+pub(crate) struct Call {
+    /// The verb, for errors.
+    pub(crate) verb: &'static str,
+    /// Its arguments, the container's id excluded.
+    pub(crate) arguments: Vec<OsString>,
+    /// What the process inherits.
+    pub(crate) stdio: ChildStdio,
+    /// How long it may take.
+    pub(crate) limit: Duration,
+}
+
+impl Call {
+    /// A call with nothing on stdio.
+    pub(crate) fn new(verb: &'static str, limit: Duration) -> Self {
+        Self {
+            verb,
+            arguments: Vec::new(),
+            stdio: ChildStdio::default(),
+            limit,
+        }
+    }
+
+    /// Adds an argument.
+    pub(crate) fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+}
+
+/// The program that `name` means: `holdfast` beside the shim when empty.
+pub(crate) fn find_binary(name: &str) -> PathBuf {
+    if !name.is_empty() {
+        return PathBuf::from(name);
+    }
+    if let Some(forced) = std::env::var_os("HOLDFAST_RUNTIME") {
+        return PathBuf::from(forced);
+    }
+    std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join("holdfast")))
+        .filter(|beside| beside.is_file())
+        .unwrap_or_else(|| PathBuf::from("holdfast"))
+}
+
+/// Program and arguments that delete a container by force, for the `delete` action.
+pub(crate) fn delete_arguments(
+    options: &Options,
+    namespace: &Namespace,
+    id: &ContainerId,
+    bundle: &Path,
+) -> (PathBuf, Vec<OsString>) {
+    let runtime = Runtime::new(options, namespace, id, bundle);
+    let mut call = Call::new("delete", Duration::ZERO).arg("--force");
+    let command = runtime.command(&mut call, &bundle.join("log.json"));
+    (
+        runtime.binary.clone(),
+        command.get_args().map(Into::into).collect(),
+    )
+}
+
+impl Runtime {
+    /// The runtime that `options` name, for one container.
+    pub(crate) fn new(
+        options: &Options,
+        namespace: &Namespace,
+        id: &ContainerId,
+        bundle: &Path,
+    ) -> Self {
+        let binary = find_binary(&options.binary_name);
+        let ours = binary
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("holdfast"));
+        let root = match (options.root.as_str(), ours) {
+            ("", true) => Path::new(HOLDFAST_ROOT),
+            ("", false) => Path::new(FOREIGN_ROOT),
+            (root, _) => Path::new(root),
+        };
+        Self {
+            flavour: if ours {
+                Flavour::Holdfast
+            } else {
+                Flavour::Foreign
+            },
+            root: root.join(namespace.as_str()),
+            systemd_cgroup: options.systemd_cgroup,
+            bundle: bundle.to_owned(),
+            id: id.clone(),
+            binary,
+        }
+    }
+
+    fn command(&self, call: &mut Call, log: &Path) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .arg("--root")
+            .arg(&self.root)
+            .arg("--log")
+            .arg(log)
+            .args(["--log-format", "json"]);
+        if self.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command
+            .arg(call.verb)
+            .args(&call.arguments)
+            .arg(self.id.as_str());
+        let stdio = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
+        let ChildStdio {
+            stdin,
+            stdout,
+            stderr,
+        } = std::mem::take(&mut call.stdio);
+        command
+            .stdin(stdio(stdin))
+            .stdout(stdio(stdout))
+            .stderr(stdio(stderr))
+            .current_dir(&self.bundle)
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("HOLDFAST_BARRIER");
+        command
+    }
+
+    /// A log of its own for each call, so that one call's error is never taken for another's.
+    fn log_path(&self, verb: &str) -> PathBuf {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.bundle.join(format!("{verb}-{number}.log.json"))
+    }
+
+    /// Runs a verb that makes no process.
+    ///
+    /// # Errors
+    /// [`RuntimeError`].
+    pub(crate) async fn run(&self, reaper: &Reaper, mut call: Call) -> Result<(), RuntimeError> {
+        let log = self.log_path(call.verb);
+        let command = self.command(&mut call, &log);
+        let setup = ChildSetup {
+            parent_death_signal: Some(libc::SIGKILL),
+            own_group: true,
+            ..ChildSetup::default()
+        };
+        let result = async {
+            let mut child = self.spawn(reaper, command, setup)?;
+            let deadline = Deadline::after(call.limit, call.verb);
+            let status = finish(&mut child, &deadline, call.verb).await?;
+            self.judge(status, &log, None)
+        }
+        .await;
+        let _ = std::fs::remove_file(&log);
+        result
+    }
+
+    /// Runs a verb that makes a process (`create`, `exec`). `register` is called with the
+    /// process as soon as it is known, at the latest when the runtime has succeeded; with
+    /// `holdfast` the process runs nothing before `register` is done.
+    ///
+    /// # Errors
+    /// [`RuntimeError`]; what the runtime made is then gone or killed.
+    pub(crate) async fn make<F>(
+        &self,
+        reaper: &Arc<Reaper>,
+        mut call: Call,
+        pid_file: &Path,
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), RuntimeError>
+    where
+        F: Future<Output = bool>,
+    {
+        let verb = call.verb;
+        let log = self.log_path(verb);
+        call.arguments.push("--pid-file".into());
+        call.arguments.push(pid_file.into());
+        let mut command = self.command(&mut call, &log);
+        let launch = reaper.launch();
+        let deadline = Deadline::after(call.limit, verb);
+        let result = match self.flavour {
+            Flavour::Holdfast => {
+                self.make_behind_barrier(reaper, command, &launch, verb, &log, &deadline, &register)
+                    .await
+            }
+            Flavour::Foreign => {
+                async {
+                    let setup = ChildSetup {
+                        parent_death_signal: Some(libc::SIGKILL),
+                        own_group: true,
+                        ..ChildSetup::default()
+                    };
+                    command.env_remove(barrier::ENV);
+                    let mut child = self.spawn(reaper, command, setup)?;
+                    let status = finish(&mut child, &deadline, verb).await?;
+                    self.judge(status, &log, None)?;
+                    let pid = read_pid(pid_file).map_err(|source| RuntimeError::NoPid {
+                        verb,
+                        path: pid_file.to_owned(),
+                        source,
+                    })?;
+                    let child = launch
+                        .adopt(pid, None)
+                        .map_err(|source| RuntimeError::Adopt { verb, source })?;
+                    if register(child).await {
+                        Ok(())
+                    } else {
+                        Err(RuntimeError::GivenUp { verb })
+                    }
+                }
+                .await
+            }
+        };
+        let _ = std::fs::remove_file(&log);
+        result
+    }
+
+    #[allow(clippy::too_many_arguments)] // one step of `make`, split for length only
+    async fn make_behind_barrier<F>(
+        &self,
+        reaper: &Arc<Reaper>,
+        mut command: Command,
+        launch: &Launch,
+        verb: &'static str,
+        log: &Path,
+        deadline: &Deadline,
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), RuntimeError>
+    where
+        F: Future<Output = bool>,
+    {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+        let broken = |source: io::Error| RuntimeError::Barrier { verb, source };
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        )
+        .map_err(|errno| broken(errno.into()))?;
+        // Theirs blocks: the runtime waits for the answer.
+        set_blocking(&theirs).map_err(broken)?;
+        command.env(barrier::ENV, BARRIER_FD.to_string());
+        let setup = ChildSetup {
+            fds: vec![(theirs, BARRIER_FD)],
+            parent_death_signal: Some(libc::SIGKILL),
+            own_group: true,
+        };
+        let mut child = self.spawn(reaper, command, setup)?;
+        let socket = sys::watch(ours, tokio::io::Interest::READABLE).map_err(broken)?;
+        let mut failed = None;
+        let mut ended = None;
+        let mut registered = false;
+        let mut buffer = vec![0u8; barrier::MAX_FRAME];
+        loop {
+            // Once the runtime has ended all its frames are here; end of file may be long in
+            // coming if a child of it holds the socket, too.
+            if ended.is_some() {
+                match sys::receive_with_fd(socket.get_ref().as_fd(), &mut buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(broken(error)),
+                    Ok(received) if received.len == 0 => break,
+                    Ok(received) => {
+                        if let Ok(Frame::Failed { text }) =
+                            Frame::decode(buffer.get(..received.len).unwrap_or_default())
+                        {
+                            failed = Some(text);
+                        }
+                        continue;
+                    }
+                }
+            }
+            let received = tokio::select! {
+                biased;
+                received = socket.async_io(tokio::io::Interest::READABLE, |fd| {
+                    sys::receive_with_fd(fd.as_fd(), &mut buffer)
+                }) => received.map_err(broken)?,
+                () = tokio::time::sleep(deadline.remaining()) => {
+                    let state = kill_group(&child);
+                    return Err(RuntimeError::Deadline { verb, limit: deadline.limit(), state });
+                }
+                status = &mut child.ended => {
+                    ended = Some(status.map_err(|_| RuntimeError::GivenUp { verb })?);
+                    continue;
+                }
+            };
+            if received.len == 0 {
+                break;
+            }
+            match Frame::decode(buffer.get(..received.len).unwrap_or_default()) {
+                Ok(Frame::Registered { pid }) => {
+                    let made = launch
+                        .adopt(pid, received.fd)
+                        .map_err(|source| RuntimeError::Adopt { verb, source });
+                    let made = match made {
+                        Ok(made) => made,
+                        Err(error) => {
+                            kill_group(&child);
+                            return Err(error);
+                        }
+                    };
+                    if !register(made).await {
+                        // Without the answer the runtime kills what it made.
+                        drop(socket);
+                        let _ = finish(&mut child, deadline, verb).await;
+                        return Err(RuntimeError::GivenUp { verb });
+                    }
+                    registered = true;
+                    let sent = nix::sys::socket::send(
+                        socket.get_ref().as_raw_fd(),
+                        &[barrier::ACK],
+                        nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
+                    );
+                    if let Err(errno) = sent {
+                        log::debug!("{verb}: the runtime ended at the barrier: {errno}");
+                    }
+                }
+                Ok(Frame::Failed { text }) => failed = Some(text),
+                Err(error) => log::warn!("{verb}: a frame of the runtime: {error}"),
+            }
+        }
+        let status = match ended {
+            Some(ended) => ended.status,
+            None => finish(&mut child, deadline, verb).await?,
+        };
+        self.judge(status, log, failed)?;
+        if registered {
+            Ok(())
+        } else {
+            Err(RuntimeError::Failed(format!(
+                "{verb}: the runtime registered no process"
+            )))
+        }
+    }
+
+    fn spawn(
+        &self,
+        reaper: &Reaper,
+        command: Command,
+        setup: ChildSetup,
+    ) -> Result<Child, RuntimeError> {
+        reaper
+            .spawn(command, setup)
+            .map_err(|source| RuntimeError::Spawn {
+                binary: self.binary.clone(),
+                source,
+            })
+    }
+
+    fn judge(
+        &self,
+        status: ExitStatus,
+        log: &Path,
+        failed: Option<String>,
+    ) -> Result<(), RuntimeError> {
+        if status.success() {
+            return Ok(());
+        }
+        let text = failed.or_else(|| last_error(log)).unwrap_or_else(|| {
+            format!(
+                "{} ended with {status} and gave no reason",
+                self.binary.display()
+            )
+        });
+        Err(RuntimeError::Failed(text))
+    }
+}
+
+fn set_blocking(fd: &OwnedFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok(())
+}
+
+/// Waits for the runtime's end; when the time is over it and its hooks are killed.
+async fn finish(
+    child: &mut Child,
+    deadline: &Deadline,
+    verb: &'static str,
+) -> Result<ExitStatus, RuntimeError> {
+    match tokio::time::timeout(deadline.remaining(), &mut child.ended).await {
+        Ok(Ok(ended)) => Ok(ended.status),
+        // The reaper tells every end; a closed channel means that it was told before.
+        Ok(Err(_)) => Err(RuntimeError::GivenUp { verb }),
+        Err(_) => Err(RuntimeError::Deadline {
+            verb,
+            limit: deadline.limit(),
+            state: kill_group(child),
+        }),
+    }
+}
+
+/// Kills a runtime with its process group; says what it was doing.
+fn kill_group(child: &Child) -> String {
+    let pid = child.process.pid();
+    let description = describe(pid);
+    let state = format!("{description}");
+    let _ = child.process.signal(libc::SIGKILL);
+    if let Ok(pid) = i32::try_from(pid) {
+        let _ =
+            nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+    }
+    state
+}
+
+fn read_pid(path: &Path) -> io::Result<u32> {
+    std::fs::read_to_string(path)?
+        .trim()
+        .parse()
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// The message of the last entry with level `error`, as runc and crun write them.
+fn last_error(log: &Path) -> Option<String> {
+    use io::Read as _;
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        #[serde(default)]
+        level: String,
+        #[serde(default)]
+        msg: String,
+    }
+    let mut text = String::new();
+    std::fs::File::open(log)
+        .ok()?
+        .take(MAX_LOG)
+        .read_to_string(&mut text)
+        .ok()?;
+    text.lines()
+        .filter_map(|line| serde_json::from_str::<Entry>(line).ok())
+        .filter(|entry| entry.level == "error" && !entry.msg.is_empty())
+        .next_back()
+        .map(|entry| entry.msg)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_last_error_of_the_log_is_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log.json");
+        assert_eq!(last_error(&log), None);
+        std::fs::write(
+            &log,
+            "{\"level\":\"error\",\"msg\":\"first\"}\nnoise\n{\"level\":\"error\",\"msg\":\"second\"}\n{\"level\":\"info\",\"msg\":\"x\"}\n",
+        )
+        .unwrap();
+        assert_eq!(last_error(&log).as_deref(), Some("second"));
+    }
+}

@@ -1,0 +1,214 @@
+//! The server process: one thread, one event loop, until the last container is gone and
+//! containerd says Shutdown.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_record::ledger::{Kind, Ledger, Record};
+use holdfast_record::logging::{self, Places};
+use holdfast_record::{ContainerId, Namespace, Reason, Timestamp};
+use nix::sys::socket::{getsockopt, sockopt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::cli::CommandLine;
+use crate::publisher::Publisher;
+use crate::service::TaskService;
+use crate::sys;
+use crate::task::Shim;
+use crate::task::record::Scribe;
+use crate::wire::server::serve;
+
+/// Where `start` leaves the listening socket.
+pub(crate) const LISTENER_FD: i32 = 3;
+/// Tells the server the path of its socket, to be removed at its end.
+pub(crate) const SOCKET_VARIABLE: &str = "HOLDFAST_SHIM_SOCKET";
+/// What the log and journald call us.
+pub(crate) const IDENTIFIER: &str = "containerd-shim-holdfast-v2";
+/// How long unacknowledged events may hold back the end.
+const FLUSH_LIMIT: Duration = Duration::from_secs(10);
+/// How long a blocking thread stays for the next piece of work.
+const IDLE_THREAD: Duration = Duration::from_millis(100);
+
+/// The server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServerError {
+    /// A step of its start.
+    #[error("{step}")]
+    Step {
+        /// Which one.
+        step: &'static str,
+        /// The errno.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The id that came with the command line.
+    #[error("{0}")]
+    Id(#[from] holdfast_record::ids::InvalidId),
+}
+
+fn step(step: &'static str) -> impl FnOnce(std::io::Error) -> ServerError {
+    move |source| ServerError::Step { step, source }
+}
+
+/// Runs the server.
+///
+/// # Errors
+/// [`ServerError`] when it cannot begin.
+pub(crate) fn run(line: &CommandLine) -> Result<(), ServerError> {
+    let places = Places::default();
+    let sink = logging::stderr_to_journal(IDENTIFIER, &places);
+    let level = if line.debug {
+        log::LevelFilter::Debug
+    } else {
+        log::LevelFilter::Info
+    };
+    let fields = vec![
+        ("id".to_owned(), line.id.clone()),
+        ("namespace".to_owned(), line.namespace.clone()),
+    ];
+    if let Err(error) = logging::install(IDENTIFIER, level, sink, places.clone(), fields) {
+        log::debug!("{error}");
+    }
+    let id = ContainerId::new(line.id.as_str())?;
+    let namespace = Namespace::new(line.namespace.as_str())?;
+    let (panic_id, panic_namespace) = (id.clone(), namespace.clone());
+    logging::report_panics(Ledger::from_env(), places.clone(), move |panicked| {
+        Record::new(
+            Kind::Shim,
+            &Reason::ShimPanicked(panicked),
+            Timestamp::now(),
+        )
+        .of_container(Some(&panic_namespace), &panic_id)
+    });
+    if let Err(error) = logging::serve_fifo(Path::new("log")) {
+        log::debug!("no log fifo: {error}");
+    }
+    nix::sys::prctl::set_child_subreaper(true)
+        .map_err(|errno| step("become subreaper")(errno.into()))?;
+    let listener = sys::take_inherited(LISTENER_FD)
+        .map_err(step("take the listening socket from descriptor 3"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .thread_keep_alive(IDLE_THREAD)
+        .max_blocking_threads(64)
+        .build()
+        .map_err(step("start the event loop"))?;
+    let result = runtime.block_on(serve_containers(namespace, listener.into(), places));
+    remove_socket();
+    // A blocking thread may hang in umount(2) for ever.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn serve_containers(
+    namespace: Namespace,
+    listener: std::os::unix::net::UnixListener,
+    places: Places,
+) -> Result<(), ServerError> {
+    listener
+        .set_nonblocking(true)
+        .map_err(step("set up the listening socket"))?;
+    let listener = UnixListener::from_std(listener).map_err(step("watch the listening socket"))?;
+    let mut children = signal(SignalKind::child()).map_err(step("handle SIGCHLD"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(step("handle SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(step("handle SIGINT"))?;
+    let mut user = signal(SignalKind::user_defined1()).map_err(step("handle SIGUSR1"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(step("handle SIGHUP"))?;
+
+    let address = std::env::var_os("TTRPC_ADDRESS")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from);
+    let publisher = Arc::new(Publisher::new(namespace.clone(), address));
+    let scribe = Arc::new(Scribe::new(places));
+    let shim = Arc::new(Shim::new(
+        namespace,
+        Arc::clone(&publisher),
+        Arc::clone(&scribe),
+    ));
+    let shutdown = Arc::new(Notify::new());
+    let service = Arc::new(TaskService::new(Arc::clone(&shim), Arc::clone(&shutdown)));
+    let publishing = Arc::clone(&publisher);
+    tokio::spawn(async move { publishing.run().await });
+    let accepting = tokio::spawn(accept(listener, service));
+    log::info!("serving, version {}", env!("CARGO_PKG_VERSION"));
+
+    let count = shim.count();
+    loop {
+        tokio::select! {
+            Some(()) = children.recv() => shim.reaper.sweep(),
+            () = shutdown.notified() => {
+                // Asked for while the last container was there; one may have come since.
+                if *count.borrow() == 0 {
+                    break;
+                }
+            }
+            Some(()) = terminate.recv() => if may_end("SIGTERM", *count.borrow()) { break },
+            Some(()) = interrupt.recv() => if may_end("SIGINT", *count.borrow()) { break },
+            Some(()) = user.recv() => log::info!("SIGUSR1: {} containers", *count.borrow()),
+            Some(()) = hangup.recv() => log::debug!("SIGHUP ignored"),
+        }
+    }
+    accepting.abort();
+    let left = publisher.flush(FLUSH_LIMIT).await;
+    if left > 0 {
+        log::error!("ending with {left} events that containerd has not taken");
+    }
+    let until = tokio::time::Instant::now() + Duration::from_secs(2);
+    while !scribe.is_idle() && tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    log::info!("ending");
+    Ok(())
+}
+
+/// A signal ends the shim only when that costs no container.
+fn may_end(name: &str, containers: usize) -> bool {
+    if containers == 0 {
+        return true;
+    }
+    log::warn!("{name} ignored: {containers} containers live here; end them through containerd");
+    false
+}
+
+async fn accept(listener: UnixListener, service: Arc<TaskService>) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                if !is_same_user(&socket) {
+                    log::warn!("refused a connection of another user");
+                    continue;
+                }
+                let service = Arc::clone(&service);
+                tokio::spawn(async move {
+                    if let Err(error) = serve(socket, service).await {
+                        log::debug!("a connection ended: {error}");
+                    }
+                });
+            }
+            Err(error) => {
+                // No descriptors left, as a rule: give the others time to close some.
+                log::error!("accept: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn is_same_user(socket: &UnixStream) -> bool {
+    getsockopt(socket, sockopt::PeerCredentials)
+        .is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw())
+}
+
+/// Removes the socket of our group, if it is still ours.
+fn remove_socket() {
+    if let Some(path) = std::env::var_os(SOCKET_VARIABLE)
+        && let Err(error) = std::fs::remove_file(&path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        log::warn!("remove {}: {error}", Path::new(&path).display());
+    }
+}

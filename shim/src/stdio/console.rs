@@ -1,0 +1,125 @@
+//! Receives the master of a terminal from the runtime over a socket (`--console-socket`).
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::UnixListener;
+
+use crate::sys;
+
+/// How long after the runtime's success its terminal may be under way.
+pub(crate) const CONSOLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The terminal did not come.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConsoleError {
+    /// A system call.
+    #[error("terminal: {step} {path}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing came.
+    #[error("terminal: the runtime sent none within {CONSOLE_LIMIT:?} of its success")]
+    Late,
+    /// Something else came.
+    #[error("terminal: the runtime sent a message without a descriptor")]
+    NoDescriptor,
+}
+
+/// The socket, in a directory of its own that only root may enter; both go with it.
+#[derive(Debug)]
+pub(crate) struct ConsoleSocket {
+    dir: PathBuf,
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl ConsoleSocket {
+    /// Makes the socket. Not in the bundle: with its long id the path would not fit in a
+    /// socket address.
+    ///
+    /// # Errors
+    /// [`ConsoleError::Io`].
+    pub(crate) fn new() -> Result<Self, ConsoleError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let failed = |step, path: &Path| {
+            let path = path.to_owned();
+            move |source| ConsoleError::Io { step, path, source }
+        };
+        let parent = Path::new("/run/holdfast");
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)
+            .map_err(failed("create", parent))?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = parent.join(format!("pty-{}-{number}", std::process::id()));
+        // Left over from a shim of the same pid that was killed.
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .map_err(failed("create", &dir))?;
+        let path = dir.join("s");
+        let listener = match UnixListener::bind(&path) {
+            Ok(listener) => listener,
+            Err(error) => {
+                let _ = std::fs::remove_dir_all(&dir);
+                return Err(failed("bind", &path)(error));
+            }
+        };
+        Ok(Self {
+            dir,
+            path,
+            listener,
+        })
+    }
+
+    /// For `--console-socket`.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the terminal, once the runtime has succeeded.
+    ///
+    /// # Errors
+    /// [`ConsoleError`].
+    pub(crate) async fn receive(&self) -> Result<OwnedFd, ConsoleError> {
+        let failed = |step| {
+            let path = self.path.clone();
+            move |source| ConsoleError::Io { step, path, source }
+        };
+        let exchange = async {
+            let (stream, _) = self.listener.accept().await.map_err(failed("accept on"))?;
+            let mut buffer = [0u8; 4096];
+            let received = stream
+                .async_io(Interest::READABLE, || {
+                    sys::receive_with_fd(stream.as_fd(), &mut buffer)
+                })
+                .await
+                .map_err(failed("receive from"))?;
+            received.fd.ok_or(ConsoleError::NoDescriptor)
+        };
+        tokio::time::timeout(CONSOLE_LIMIT, exchange)
+            .await
+            .map_err(|_| ConsoleError::Late)?
+    }
+}
+
+impl Drop for ConsoleSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_dir(&self.dir);
+    }
+}

@@ -1,0 +1,398 @@
+//! A process' stdin, stdout and stderr.
+//!
+//! For fifos (what every client uses) the shim stands between: the process has pipes or a
+//! terminal, the client has the fifos, and a task per stream copies on the event loop. The
+//! shim keeps both ends of each fifo open, so a client that goes away neither kills the
+//! process with SIGPIPE nor loses output; what it has not read waits in the fifo.
+//!
+//! | stream | given as | the process gets |
+//! |---|---|---|
+//! | any | empty | /dev/null |
+//! | out, err | path of a fifo | pipe, copied |
+//! | out, err | other path, `file://` | pipe, appended to the file |
+//! | all | terminal | a pty; its master is copied from and to the fifos |
+//!
+//! Nothing here holds back an exit: copying goes on after the process has ended until its
+//! last writer is gone, and Delete waits a bounded time for that ([`ProcessIo::drain`]).
+
+pub(crate) mod console;
+mod copy;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use tokio::task::JoinHandle;
+
+use crate::runtime::ChildStdio;
+use crate::sys;
+use copy::{Sink, Source, copy};
+
+/// How long a fifo may lack its reader before the start fails.
+const READER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How a client wants a process' stdio, as it came with the RPC.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct StdioPaths {
+    /// stdin.
+    pub(crate) stdin: String,
+    /// stdout.
+    pub(crate) stdout: String,
+    /// stderr.
+    pub(crate) stderr: String,
+    /// Whether the process gets a terminal.
+    pub(crate) terminal: bool,
+}
+
+/// A stream could not be made ready.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StdioError {
+    /// A system call.
+    #[error("{stream}: {step} {path}")]
+    Io {
+        /// `stdin`, `stdout`, `stderr` or `terminal`.
+        stream: &'static str,
+        /// What was tried.
+        step: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody opened the other end.
+    #[error("{stream}: nobody reads {path} after {READER_LIMIT:?}; does its client still run?")]
+    NoReader {
+        /// Which stream.
+        stream: &'static str,
+        /// The fifo.
+        path: PathBuf,
+    },
+    /// A scheme that is not served.
+    #[error("{stream}: {uri} is not supported; use a fifo or file:// path")]
+    Scheme {
+        /// Which stream.
+        stream: &'static str,
+        /// As given.
+        uri: String,
+    },
+    /// Waiting for the terminal.
+    #[error(transparent)]
+    Console(#[from] console::ConsoleError),
+}
+
+fn io_error(
+    stream: &'static str,
+    step: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> StdioError {
+    let path = path.to_owned();
+    move |source| StdioError::Io {
+        stream,
+        step,
+        path,
+        source,
+    }
+}
+
+/// The shim's side of one process' stdio. Dropping it closes everything.
+#[derive(Debug, Default)]
+pub(crate) struct ProcessIo {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// The shim's own writer of the stdin fifo: while it is open the process sees no EOF.
+    stdin_keepalive: Option<OwnedFd>,
+    /// CloseIO came before the fifo was opened.
+    stdin_closed: bool,
+    terminal: Option<OwnedFd>,
+    output: Vec<JoinHandle<()>>,
+    input: Option<JoinHandle<()>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for task in self.output.iter().chain(&self.input) {
+            task.abort();
+        }
+    }
+}
+
+impl ProcessIo {
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// CloseIO: gives up the shim's own writer of stdin. May come before the start.
+    pub(crate) fn close_stdin(&self) {
+        let mut inner = self.inner();
+        inner.stdin_closed = true;
+        inner.stdin_keepalive = None;
+    }
+
+    /// Sets the size of the terminal; nothing to do without one.
+    ///
+    /// # Errors
+    /// See ioctl_tty(2).
+    pub(crate) fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {
+        match &self.inner().terminal {
+            Some(master) => sys::set_window_size(master.as_fd(), rows, columns),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until all output has been copied, at most `limit`, then closes everything.
+    /// False when something still held the output open.
+    pub(crate) async fn drain(&self, limit: Duration) -> bool {
+        let output = std::mem::take(&mut self.inner().output);
+        let aborts: Vec<_> = output.iter().map(JoinHandle::abort_handle).collect();
+        let all = async {
+            for task in output {
+                let _ = task.await;
+            }
+        };
+        let drained = tokio::time::timeout(limit, all).await.is_ok();
+        for task in aborts {
+            task.abort();
+        }
+        let mut inner = self.inner();
+        *inner = Inner::default();
+        inner.stdin_closed = true;
+        drained
+    }
+
+    /// Opens what the process of `paths` needs without a terminal, and starts copying.
+    ///
+    /// # Errors
+    /// [`StdioError`].
+    pub(crate) async fn open(
+        &self,
+        paths: &StdioPaths,
+        owner: (u32, u32),
+    ) -> Result<ChildStdio, StdioError> {
+        let stdin = self.open_stdin(&paths.stdin, owner)?;
+        let stdout = self.open_output("stdout", &paths.stdout, owner).await?;
+        let stderr = self.open_output("stderr", &paths.stderr, owner).await?;
+        Ok(ChildStdio {
+            stdin: Some(match stdin {
+                Some(stdin) => stdin,
+                None => null("stdin")?,
+            }),
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+        })
+    }
+
+    fn open_stdin(&self, path: &str, owner: (u32, u32)) -> Result<Option<OwnedFd>, StdioError> {
+        if path.is_empty() {
+            return Ok(None);
+        }
+        let (process, ours) = pipe("stdin", owner)?;
+        let fifo = self.stdin_fifo(path)?;
+        let sink =
+            Sink::pipe(ours).map_err(io_error("stdin", "watch the pipe of", Path::new(path)))?;
+        let source = Source::new(fifo).map_err(io_error("stdin", "watch", Path::new(path)))?;
+        self.inner().input = Some(tokio::spawn(copy("stdin", source, sink)));
+        Ok(Some(process))
+    }
+
+    /// The reading end of the stdin fifo; keeps a writer unless CloseIO has come already.
+    fn stdin_fifo(&self, path: &str) -> Result<OwnedFd, StdioError> {
+        let path = Path::new(path);
+        let reader =
+            open(path, OFlag::O_RDONLY).map_err(io_error("stdin", "open for reading", path))?;
+        let keepalive =
+            open(path, OFlag::O_WRONLY).map_err(io_error("stdin", "open for writing", path))?;
+        let mut inner = self.inner();
+        if !inner.stdin_closed {
+            inner.stdin_keepalive = Some(keepalive);
+        }
+        Ok(reader)
+    }
+
+    async fn open_output(
+        &self,
+        stream: &'static str,
+        path: &str,
+        owner: (u32, u32),
+    ) -> Result<OwnedFd, StdioError> {
+        if path.is_empty() {
+            return null(stream);
+        }
+        let sink = open_sink(stream, path).await?;
+        let (ours, process) = pipe(stream, owner)?;
+        let source =
+            Source::new(ours).map_err(io_error(stream, "watch the pipe of", Path::new(path)))?;
+        self.inner()
+            .output
+            .push(tokio::spawn(copy(stream, source, sink)));
+        Ok(process)
+    }
+
+    /// Connects a terminal's master to the fifos of `paths` and starts copying.
+    ///
+    /// # Errors
+    /// [`StdioError`].
+    pub(crate) async fn attach(
+        &self,
+        paths: &StdioPaths,
+        master: OwnedFd,
+    ) -> Result<(), StdioError> {
+        let terminal = Path::new("the terminal");
+        let clone = |master: &OwnedFd| {
+            master
+                .try_clone()
+                .map_err(io_error("terminal", "duplicate", terminal))
+        };
+        set_nonblocking(&master).map_err(io_error("terminal", "make non-blocking", terminal))?;
+        let sink = if paths.stdout.is_empty() {
+            Sink::Nowhere
+        } else {
+            open_sink("stdout", &paths.stdout).await?
+        };
+        let source =
+            Source::new(clone(&master)?).map_err(io_error("terminal", "watch", terminal))?;
+        self.inner()
+            .output
+            .push(tokio::spawn(copy("terminal", source, sink)));
+        if !paths.stdin.is_empty() {
+            let fifo = self.stdin_fifo(&paths.stdin)?;
+            let path = Path::new(&paths.stdin);
+            let source = Source::new(fifo).map_err(io_error("stdin", "watch", path))?;
+            let sink =
+                Sink::pipe(clone(&master)?).map_err(io_error("terminal", "watch", terminal))?;
+            self.inner().input = Some(tokio::spawn(copy("stdin", source, sink)));
+        }
+        self.inner().terminal = Some(master);
+        Ok(())
+    }
+}
+
+/// Says now, and not at start, what cannot be served.
+///
+/// # Errors
+/// [`StdioError::Scheme`].
+pub(crate) fn check(paths: &StdioPaths) -> Result<(), StdioError> {
+    for (stream, path) in [
+        ("stdin", &paths.stdin),
+        ("stdout", &paths.stdout),
+        ("stderr", &paths.stderr),
+    ] {
+        let scheme = path.split_once("://").map(|(scheme, _)| scheme);
+        let served = match scheme {
+            None | Some("fifo") => true,
+            Some("file") => stream != "stdin",
+            Some(_) => false,
+        };
+        if !served {
+            return Err(StdioError::Scheme {
+                stream,
+                uri: path.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn open(path: &Path, mode: OFlag) -> io::Result<OwnedFd> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new()
+        .read(mode != OFlag::O_WRONLY)
+        .write(mode != OFlag::O_RDONLY)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map(OwnedFd::from)
+}
+
+async fn open_sink(stream: &'static str, uri: &str) -> Result<Sink, StdioError> {
+    use std::os::unix::fs::FileTypeExt as _;
+    if let Some(rest) = uri.strip_prefix("file://") {
+        let path = Path::new(rest.split('?').next().unwrap_or(rest));
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).map_err(io_error(
+                stream,
+                "create the directory of",
+                path,
+            ))?;
+        }
+        return append(stream, path);
+    }
+    let path = Path::new(uri.strip_prefix("fifo://").unwrap_or(uri));
+    let kind = std::fs::metadata(path)
+        .map_err(io_error(stream, "look at", path))?
+        .file_type();
+    if !kind.is_fifo() {
+        return append(stream, path);
+    }
+    // Clients open their end before they call, so this succeeds at once as a rule. The kernel
+    // has no event for "a reader has come", so the rare late one is asked for.
+    let deadline = tokio::time::Instant::now() + READER_LIMIT;
+    let mut pause = Duration::from_millis(1);
+    let writer = loop {
+        match open(path, OFlag::O_WRONLY) {
+            Ok(writer) => break writer,
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
+            Err(error) => return Err(io_error(stream, "open for writing", path)(error)),
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(StdioError::NoReader {
+                stream,
+                path: path.to_owned(),
+            });
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    };
+    let keepalive = open(path, OFlag::O_RDONLY).map_err(io_error(stream, "keep open", path))?;
+    Sink::fifo(writer, keepalive).map_err(io_error(stream, "watch", path))
+}
+
+fn append(stream: &'static str, path: &Path) -> Result<Sink, StdioError> {
+    let file = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map_err(io_error(stream, "open for appending", path))?;
+    Ok(Sink::File(file))
+}
+
+fn null(stream: &'static str) -> Result<OwnedFd, StdioError> {
+    let path = Path::new("/dev/null");
+    std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(io_error(stream, "open", path))
+}
+
+/// A pipe whose end for us does not block and whose other end belongs to the container's user.
+fn pipe(stream: &'static str, owner: (u32, u32)) -> Result<(OwnedFd, OwnedFd), StdioError> {
+    let failed = |step| io_error(stream, step, Path::new("a pipe"));
+    let (reader, writer) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed("make")(errno.into()))?;
+    let ours = if stream == "stdin" { &writer } else { &reader };
+    set_nonblocking(ours).map_err(failed("set up"))?;
+    if owner != (0, 0) {
+        let theirs = if stream == "stdin" { &reader } else { &writer };
+        std::os::unix::fs::fchown(theirs, Some(owner.0), Some(owner.1))
+            .map_err(failed("give away"))?;
+    }
+    Ok((reader, writer))
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, fcntl};
+    let flags = OFlag::from_bits_retain(fcntl(fd.as_raw_fd(), FcntlArg::F_GETFL)?);
+    fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,397 @@
+//! Every `unsafe` block of the shim: thin, typed faces of system calls that neither the
+//! standard library nor nix offers safely.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use holdfast_cgroups::OomEvents;
+use holdfast_record::ExitStatus;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Result of a system call that reports failure as -1 and errno.
+fn check(ret: libc::c_long) -> io::Result<libc::c_long> {
+    if ret < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(ret)
+    }
+}
+
+/// Narrows a descriptor returned by `syscall(2)`.
+fn fd_from(ret: libc::c_long) -> io::Result<OwnedFd> {
+    let raw = RawFd::try_from(ret).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: the kernel just returned `raw` as a new descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// Which children [`wait_child`] looks at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Children<'a> {
+    /// Every child of the process.
+    Any,
+    /// The child with this pid.
+    Pid(u32),
+    /// The child that this pidfd names.
+    Pidfd(BorrowedFd<'a>),
+}
+
+/// How a child ended, as `waitid(2)` tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ChildEnd {
+    /// Pid of the child.
+    pub(crate) pid: u32,
+    /// Exit code or signal.
+    pub(crate) status: ExitStatus,
+}
+
+/// Asks, without blocking, for a child that has ended. With `peek` it stays a zombie.
+///
+/// # Errors
+/// `ECHILD` when there is no such child; see waitid(2).
+pub(crate) fn wait_child(which: Children<'_>, peek: bool) -> io::Result<Option<ChildEnd>> {
+    let (id_type, id) = match which {
+        Children::Any => (libc::P_ALL, 0),
+        Children::Pid(pid) => (libc::P_PID, pid),
+        Children::Pidfd(fd) => (libc::P_PIDFD, fd.as_raw_fd().unsigned_abs()),
+    };
+    let mut flags = libc::WEXITED | libc::WNOHANG;
+    if peek {
+        flags |= libc::WNOWAIT;
+    }
+    // SAFETY: siginfo_t is plain data for which all zeroes is a valid value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is a live, writable siginfo_t for the whole call.
+    let ret = unsafe { libc::waitid(id_type, id, &raw mut info, flags) };
+    if ret < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid filled `info` with the child layout, or left the zeroes of above.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let Ok(pid) = u32::try_from(pid) else {
+        return Ok(None);
+    };
+    if pid == 0 {
+        return Ok(None);
+    }
+    // Only ends were asked for (WEXITED), so anything else is not the kernel's answer.
+    let status = ExitStatus::from_waitid(info.si_code, status)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+    Ok(Some(ChildEnd { pid, status }))
+}
+
+/// Opens a pidfd. The caller makes sure that `pid` cannot have been reused.
+///
+/// # Errors
+/// See pidfd_open(2).
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two integers, touches no memory of ours.
+    fd_from(check(unsafe {
+        libc::syscall(libc::SYS_pidfd_open, pid, 0)
+    })?)
+}
+
+/// Sends `signal` (any number, also real-time) to the process behind `pidfd`.
+///
+/// # Errors
+/// `ESRCH` when it is gone; `EINVAL` for a bad signal; see pidfd_send_signal(2).
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: a null siginfo is allowed by pidfd_send_signal(2); the rest are integers.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })
+    .map(drop)
+}
+
+/// Takes a descriptor that was inherited under a known number.
+///
+/// # Errors
+/// `EBADF` when nothing is open there.
+pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_SETFD takes integers only and fails with EBADF for a closed number.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
+    // SAFETY: open (checked above), and the caller is the only one who asks for `number`.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// What a child gets besides what [`Command`] can say.
+#[derive(Debug, Default)]
+pub(crate) struct ChildSetup {
+    /// `(ours, theirs)`: our descriptor becomes that number in the child.
+    pub(crate) fds: Vec<(OwnedFd, RawFd)>,
+    /// Signal for the child when the thread that started it ends.
+    pub(crate) parent_death_signal: Option<i32>,
+    /// Make the child the leader of its own process group.
+    pub(crate) own_group: bool,
+}
+
+/// Adds `setup` to `command`; it is applied between fork and exec.
+pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
+    if setup.own_group {
+        command.process_group(0);
+    }
+    let ChildSetup {
+        fds,
+        parent_death_signal,
+        ..
+    } = setup;
+    // SAFETY: the closure only makes system calls on integers it owns (no allocation, no
+    // lock), which is what may be done in the child of a fork.
+    unsafe {
+        command.pre_exec(move || {
+            if let Some(signal) = parent_death_signal {
+                check(libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0).into())?;
+            }
+            for (ours, theirs) in &fds {
+                if ours.as_raw_fd() == *theirs {
+                    check(libc::fcntl(*theirs, libc::F_SETFD, 0).into())?;
+                } else {
+                    check(libc::dup2(ours.as_raw_fd(), *theirs).into())?;
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Registers a pipe, fifo, socket or terminal with the event loop.
+///
+/// # Errors
+/// `EPERM` for what epoll(7) cannot watch.
+pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a File owns one open descriptor and names the same one for all its life.
+    Ok(unsafe { AsyncFd::register_with_interest(File::from(fd), interest) }?)
+}
+
+/// What an [`AsyncFd`] of out-of-memory events holds.
+#[derive(Debug)]
+pub(crate) struct OomSource(pub(crate) OomEvents);
+
+impl AsRawFd for OomSource {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// Registers out-of-memory events with the event loop.
+///
+/// # Errors
+/// epoll(7)'s.
+pub(crate) fn watch_oom(events: OomEvents) -> io::Result<(AsyncFd<OomSource>, Interest)> {
+    let interest = if events.poll_events() == libc::POLLPRI {
+        Interest::PRIORITY
+    } else {
+        Interest::READABLE
+    };
+    // SAFETY: OomEvents owns one open descriptor and names the same one for all its life.
+    let watched = unsafe { AsyncFd::register_with_interest(OomSource(events), interest) }?;
+    Ok((watched, interest))
+}
+
+/// Sets the window size of a terminal.
+///
+/// # Errors
+/// See ioctl_tty(2).
+pub(crate) fn set_window_size(tty: BorrowedFd<'_>, rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCSWINSZ reads one winsize, which lives for the whole call.
+    check(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }.into())
+        .map(drop)
+}
+
+/// Starts a new core scheduling cookie for the process group of the caller.
+///
+/// # Errors
+/// `ENODEV` or `EINVAL` where the kernel has no core scheduling.
+pub(crate) fn create_core_scheduling_cookie() -> io::Result<()> {
+    const PR_SCHED_CORE: i32 = 62;
+    const PR_SCHED_CORE_CREATE: libc::c_ulong = 1;
+    const PROCESS_GROUP: libc::c_ulong = 2;
+    // SAFETY: integers only.
+    check(
+        unsafe {
+            libc::prctl(
+                PR_SCHED_CORE,
+                PR_SCHED_CORE_CREATE,
+                0 as libc::c_ulong,
+                PROCESS_GROUP,
+                0 as libc::c_ulong,
+            )
+        }
+        .into(),
+    )
+    .map(drop)
+}
+
+/// One message from a socket with at most one descriptor attached.
+#[derive(Debug)]
+pub(crate) struct Received {
+    /// Bytes of the message; 0 is end of file.
+    pub(crate) len: usize,
+    /// The descriptor that came along, close-on-exec.
+    pub(crate) fd: Option<OwnedFd>,
+}
+
+/// Receives a message and the descriptor that may come with it (`SCM_RIGHTS`).
+///
+/// # Errors
+/// `EAGAIN` on an empty non-blocking socket; see recvmsg(2).
+pub(crate) fn receive_with_fd(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received> {
+    #[repr(align(8))]
+    struct Control([u8; 128]);
+    let mut control = Control([0; 128]);
+    let mut iov = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: msghdr is plain data for which all zeroes is a valid value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = control.0.len() as _;
+    // SAFETY: `message` points at `iov`, `buffer` and `control`, all alive and sized as told.
+    let len = check(unsafe {
+        libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) as libc::c_long
+    })?;
+    let mut fd = None;
+    // SAFETY: the CMSG macros walk the control buffer that recvmsg has just filled; each
+    // descriptor read from an SCM_RIGHTS message is new and owned by us, so all but the
+    // first are closed by dropping them.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let bytes = (*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let data = libc::CMSG_DATA(header).cast::<RawFd>();
+                for index in 0..bytes / size_of::<RawFd>() {
+                    let received = OwnedFd::from_raw_fd(data.add(index).read_unaligned());
+                    fd.get_or_insert(received);
+                }
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    Ok(Received {
+        len: usize::try_from(len).unwrap_or(0),
+        fd,
+    })
+}
+
+/// Mounts overlay with the mount API, one `lowerdir+` per layer, for lists of layers that
+/// do not fit mount(2)'s page. Needs Linux 6.5; older ones answer `EINVAL`.
+///
+/// # Errors
+/// The first failing step's errno.
+pub(crate) fn mount_overlay_layers(
+    layers: &[&str],
+    other: &[(String, Option<String>)],
+    target: &CStr,
+    attributes: u64,
+) -> io::Result<()> {
+    const FSCONFIG_SET_FLAG: u32 = 0;
+    const FSCONFIG_SET_STRING: u32 = 1;
+    const FSCONFIG_CMD_CREATE: u32 = 6;
+    const MOVE_MOUNT_F_EMPTY_PATH: u32 = 4;
+    let config = |fs: BorrowedFd<'_>, command: u32, key: Option<&CStr>, value: Option<&CStr>| {
+        // SAFETY: both strings are NUL terminated and outlive the call, or null where
+        // fsconfig(2) allows it for this command.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_fsconfig,
+                fs.as_raw_fd(),
+                command,
+                key.map_or(std::ptr::null(), CStr::as_ptr),
+                value.map_or(std::ptr::null(), CStr::as_ptr),
+                0,
+            )
+        })
+        .map(drop)
+    };
+    let text = |s: &str| CString::new(s).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL));
+    // SAFETY: a NUL-terminated constant and an integer.
+    let fs = fd_from(check(unsafe {
+        libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), 1)
+    })?)?;
+    for layer in layers {
+        config(
+            fs.as_fd(),
+            FSCONFIG_SET_STRING,
+            Some(c"lowerdir+"),
+            Some(&text(layer)?),
+        )?;
+    }
+    for (key, value) in other {
+        let key = text(key)?;
+        match value {
+            Some(value) => config(
+                fs.as_fd(),
+                FSCONFIG_SET_STRING,
+                Some(&key),
+                Some(&text(value)?),
+            )?,
+            None => config(fs.as_fd(), FSCONFIG_SET_FLAG, Some(&key), None)?,
+        }
+    }
+    config(fs.as_fd(), FSCONFIG_CMD_CREATE, None, None)?;
+    // SAFETY: integers only.
+    let mount = fd_from(check(unsafe {
+        libc::syscall(libc::SYS_fsmount, fs.as_raw_fd(), 1, attributes)
+    })?)?;
+    // SAFETY: both strings are NUL terminated and outlive the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    })
+    .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_child_is_peeked_at_and_then_reaped_by_its_pidfd() {
+        let child = Command::new("/bin/sh")
+            .args(["-c", "exit 7"])
+            .spawn()
+            .unwrap();
+        let pidfd = pidfd_open(child.id()).unwrap();
+        let mut poll = [nix::poll::PollFd::new(
+            pidfd.as_fd(),
+            nix::poll::PollFlags::POLLIN,
+        )];
+        nix::poll::poll(&mut poll, nix::poll::PollTimeout::from(5000u16)).unwrap();
+        let peeked = wait_child(Children::Pid(child.id()), true)
+            .unwrap()
+            .unwrap();
+        assert_eq!(peeked.status, ExitStatus::Exited(7));
+        let reaped = wait_child(Children::Pidfd(pidfd.as_fd()), false).unwrap();
+        assert_eq!(reaped, Some(peeked));
+        let gone = wait_child(Children::Pidfd(pidfd.as_fd()), false).unwrap_err();
+        assert_eq!(gone.raw_os_error(), Some(libc::ECHILD));
+    }
+}

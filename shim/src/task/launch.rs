@@ -1,0 +1,241 @@
+//! Making a process: the steps of Create and of the start of an exec process.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use containerd_shim_protos::api::Mount;
+use holdfast_record::ExecId;
+use holdfast_record::deadline::limit_from_env;
+
+use crate::fault::{Fault, chain};
+use crate::options::Options;
+use crate::reaper::{Child, Reaper};
+use crate::rootfs;
+use crate::runtime::{Call, ChildStdio, Runtime};
+use crate::stdio::console::ConsoleSocket;
+use crate::stdio::{self, ProcessIo, StdioPaths};
+
+/// Bound of the runtime's `create`, hooks and GPU stage included.
+pub(super) fn create_limit() -> Duration {
+    limit_from_env("CREATE", Duration::from_secs(240))
+}
+
+/// Bound of the runtime's `exec`.
+pub(super) fn exec_limit() -> Duration {
+    limit_from_env("EXEC", Duration::from_secs(60))
+}
+
+/// Bound of mounting the root file system.
+fn mount_limit() -> Duration {
+    limit_from_env("MOUNT", Duration::from_secs(60))
+}
+
+/// Everything a launch needs, owned, so that it runs in a task of its own.
+#[derive(Debug)]
+pub(super) struct Launcher {
+    /// Waits for children.
+    pub(super) reaper: Arc<Reaper>,
+    /// The container's runtime.
+    pub(super) runtime: Runtime,
+    /// The bundle.
+    pub(super) bundle: PathBuf,
+    /// The options of Create.
+    pub(super) options: Options,
+    /// The process' stdio as given.
+    pub(super) paths: Arc<StdioPaths>,
+    /// The process' stdio as it will be.
+    pub(super) io: Arc<ProcessIo>,
+}
+
+impl Launcher {
+    /// Opens stdio or the console socket, and puts them into the call.
+    async fn connect(&self, call: Call) -> Result<(Call, Option<ConsoleSocket>), Fault> {
+        let failed = |error: &stdio::StdioError| Fault::chain("failed to prepare stdio", error);
+        stdio::check(&self.paths).map_err(|error| Fault::invalid(chain(&error)))?;
+        if self.paths.terminal {
+            let console = ConsoleSocket::new()
+                .map_err(|error| Fault::chain("failed to create console", &error))?;
+            let call = call.arg("--console-socket").arg(console.path());
+            return Ok((call, Some(console)));
+        }
+        let owner = (self.options.io_uid, self.options.io_gid);
+        let child: ChildStdio = self
+            .io
+            .open(&self.paths, owner)
+            .await
+            .map_err(|error| failed(&error))?;
+        Ok((
+            Call {
+                stdio: child,
+                ..call
+            },
+            None,
+        ))
+    }
+
+    async fn attach(&self, console: Option<ConsoleSocket>) -> Result<(), Fault> {
+        let Some(console) = console else {
+            return Ok(());
+        };
+        let master = console
+            .receive()
+            .await
+            .map_err(|error| Fault::chain("failed to retrieve console master", &error))?;
+        self.io
+            .attach(&self.paths, master)
+            .await
+            .map_err(|error| Fault::chain("failed to start console copy", &error))
+    }
+
+    /// Create, up to a process that waits for Start. What fails is undone.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub(super) async fn create<F>(
+        &self,
+        mounts: Vec<Mount>,
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), Fault>
+    where
+        F: Future<Output = bool>,
+    {
+        let rootfs = self.bundle.join("rootfs");
+        let mounted = !mounts.is_empty();
+        if mounted {
+            mount(mounts, &rootfs).await?;
+        }
+        let result = self.create_process(register).await;
+        if result.is_err() {
+            // The runtime undoes its own failure; this is for one that was killed or that
+            // failed after it had succeeded.
+            let call = Call::new("delete", Duration::from_secs(30)).arg("--force");
+            if let Err(error) = self.runtime.run(&self.reaper, call).await {
+                log::debug!("undo create: {}", chain(&error));
+            }
+            if mounted {
+                unmount(&rootfs).await;
+            }
+        }
+        result
+    }
+
+    async fn create_process<F>(&self, register: impl Fn(Child) -> F) -> Result<(), Fault>
+    where
+        F: Future<Output = bool>,
+    {
+        let mut call = Call::new("create", create_limit())
+            .arg("--bundle")
+            .arg(&self.bundle);
+        if self.options.no_pivot_root {
+            call = call.arg("--no-pivot");
+        }
+        if self.options.no_new_keyring {
+            call = call.arg("--no-new-keyring");
+        }
+        let (call, console) = self.connect(call).await?;
+        self.runtime
+            .make(&self.reaper, call, &self.bundle.join("init.pid"), register)
+            .await
+            .map_err(|error| Fault::chain("OCI runtime create failed", &error))?;
+        self.attach(console).await
+    }
+
+    /// Starts an exec process from its OCI process (JSON).
+    ///
+    /// # Errors
+    /// The step that failed; a process that had been made is killed by the caller.
+    pub(super) async fn exec<F>(
+        &self,
+        id: &ExecId,
+        spec: &[u8],
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), Fault>
+    where
+        F: Future<Output = bool>,
+    {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let file = self.bundle.join(format!("exec-{number}.json"));
+        write_spec(&file, spec).map_err(|error| {
+            Fault::unknown(format!(
+                "failed to write the process of the exec to {}: {error}",
+                file.display()
+            ))
+        })?;
+        let result = async {
+            let call = Call::new("exec", exec_limit())
+                .arg("--process")
+                .arg(&file)
+                .arg("--detach");
+            let (call, console) = self.connect(call).await?;
+            self.runtime
+                .make(&self.reaper, call, &pid_file(&self.bundle, id), register)
+                .await
+                .map_err(|error| Fault::chain("OCI runtime exec failed", &error))?;
+            self.attach(console).await
+        }
+        .await;
+        let _ = std::fs::remove_file(&file);
+        result
+    }
+}
+
+/// Where the runtime writes an exec's pid; removed with the exec.
+pub(super) fn pid_file(bundle: &Path, id: &ExecId) -> PathBuf {
+    bundle.join(format!("{id}.pid"))
+}
+
+fn write_spec(path: &Path, spec: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(spec)
+}
+
+/// Mounts on a thread of its own; one that comes too late undoes itself.
+async fn mount(mounts: Vec<Mount>, rootfs: &Path) -> Result<(), Fault> {
+    let given_up = Arc::new(AtomicBool::new(false));
+    let (late, target) = (Arc::clone(&given_up), rootfs.to_owned());
+    let work = tokio::task::spawn_blocking(move || {
+        let result = rootfs::mount_all(&mounts, &target);
+        if late.load(Ordering::SeqCst)
+            && result.is_ok()
+            && let Err(error) = rootfs::unmount_all(&target)
+        {
+            log::error!("undo a mount that came too late: {}", chain(&error));
+        }
+        result
+    });
+    match tokio::time::timeout(mount_limit(), work).await {
+        Ok(Ok(result)) => {
+            result.map_err(|error| Fault::chain("failed to mount rootfs component", &error))
+        }
+        Ok(Err(panic)) => Err(Fault::unknown(format!(
+            "failed to mount rootfs component: {panic}"
+        ))),
+        Err(_) => {
+            given_up.store(true, Ordering::SeqCst);
+            Err(Fault::deadline(format!(
+                "create: mounting {} did not finish within {:?}; a dead server behind it?",
+                rootfs.display(),
+                mount_limit()
+            )))
+        }
+    }
+}
+
+async fn unmount(rootfs: &Path) {
+    let target = rootfs.to_owned();
+    match tokio::task::spawn_blocking(move || rootfs::unmount_all(&target)).await {
+        Ok(Ok(detached)) => detached.iter().for_each(|line| log::warn!("{line}")),
+        Ok(Err(error)) => log::error!("undo create: {}", chain(&error)),
+        Err(error) => log::error!("undo create: {error}"),
+    }
+}

@@ -1,0 +1,205 @@
+//! What is kept of a container: the journal in its bundle, and the ledger of ends.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use holdfast_record::journal::{Journal, replay};
+use holdfast_record::ledger::{Ledger, Record};
+use holdfast_record::logging::{Places, publish};
+use holdfast_record::{ExecId, ExitStatus, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// The journal in the bundle.
+pub(crate) const JOURNAL_FILE: &str = "holdfast.journal";
+/// Version of [`Entry`].
+const VERSION: u16 = 1;
+/// Ends that may wait for a slow disk.
+const MAX_WAITING: usize = 4096;
+
+/// One change of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Entry {
+    /// The container exists.
+    Created {
+        /// Init's pid.
+        pid: u32,
+        /// The shim's pid.
+        shim: u32,
+        /// When.
+        at: Timestamp,
+    },
+    /// Init runs.
+    Started {
+        /// When.
+        at: Timestamp,
+    },
+    /// A Kill request was carried out.
+    KillRequested {
+        /// None: init.
+        exec: Option<ExecId>,
+        /// The signal.
+        signal: i32,
+        /// Whether it went to every process.
+        all: bool,
+        /// When.
+        at: Timestamp,
+    },
+    /// An exec process runs.
+    ExecStarted {
+        /// Which.
+        exec: ExecId,
+        /// Its pid.
+        pid: u32,
+        /// When.
+        at: Timestamp,
+    },
+    /// An exec process ended.
+    ExecExited {
+        /// Which.
+        exec: ExecId,
+        /// Its pid.
+        pid: u32,
+        /// How.
+        status: ExitStatus,
+        /// When.
+        at: Timestamp,
+    },
+    /// Init ended.
+    Exited {
+        /// Its pid.
+        pid: u32,
+        /// How.
+        status: ExitStatus,
+        /// When.
+        at: Timestamp,
+    },
+    /// Frozen.
+    Paused,
+    /// Thawed.
+    Resumed,
+    /// The container is gone.
+    Deleted,
+}
+
+/// A container's journal. A disk that cannot take it is logged and nothing more: the
+/// container is worth more than its history.
+#[derive(Debug)]
+pub(crate) struct BundleJournal(Option<Journal<Entry>>);
+
+impl BundleJournal {
+    /// A new journal in `bundle`.
+    pub(crate) fn create(bundle: &Path) -> Self {
+        let path = bundle.join(JOURNAL_FILE);
+        // One of an earlier attempt with the same bundle says nothing about this container.
+        let _ = std::fs::remove_file(&path);
+        Self(
+            Journal::create(&path, VERSION)
+                .inspect_err(|error| log::error!("no journal: {}", crate::fault::chain(error)))
+                .ok(),
+        )
+    }
+
+    /// Adds an entry.
+    pub(crate) fn append(&mut self, entry: &Entry) {
+        if let Some(journal) = &mut self.0
+            && let Err(error) = journal.append(entry)
+        {
+            log::error!("the journal takes no more: {}", crate::fault::chain(&error));
+            self.0 = None;
+        }
+    }
+}
+
+/// Reads what a dead shim wrote; what cannot be read is logged and absent.
+pub(crate) fn read(bundle: &Path) -> Vec<Entry> {
+    let path = bundle.join(JOURNAL_FILE);
+    if !path.exists() {
+        return Vec::new();
+    }
+    match replay(&path, VERSION) {
+        Ok(replay) => replay.entries,
+        Err(error) => {
+            log::warn!(
+                "the journal of the dead shim: {}",
+                crate::fault::chain(&error)
+            );
+            Vec::new()
+        }
+    }
+}
+
+/// Writes ends to the ledger, in order and off the event loop: the disk may hang.
+#[derive(Debug)]
+pub(crate) struct Scribe {
+    ledger: Ledger,
+    places: Places,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    records: VecDeque<Record>,
+    /// A thread is at it.
+    busy: bool,
+}
+
+impl Scribe {
+    /// A scribe for the ledger that the environment names.
+    pub(crate) fn new(places: Places) -> Self {
+        Self {
+            ledger: Ledger::from_env(),
+            places,
+            waiting: Mutex::default(),
+        }
+    }
+
+    /// Writes one record, now and on this thread.
+    pub(crate) fn write_now(&self, record: &Record) {
+        publish(&self.ledger, &self.places, record);
+    }
+
+    /// Writes one record soon.
+    pub(crate) fn write(self: &Arc<Self>, record: Record) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.records.len() >= MAX_WAITING {
+            log::error!(
+                "the ledger's disk takes nothing; not recorded: {}",
+                record.summary
+            );
+            return;
+        }
+        waiting.records.push_back(record);
+        if !std::mem::replace(&mut waiting.busy, true) {
+            let scribe = Arc::clone(self);
+            tokio::task::spawn_blocking(move || scribe.drain());
+        }
+    }
+
+    fn drain(&self) {
+        loop {
+            let next = {
+                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                let next = waiting.records.pop_front();
+                if next.is_none() {
+                    waiting.busy = false;
+                    waiting.records.shrink_to_fit();
+                }
+                next
+            };
+            match next {
+                Some(record) => self.write_now(&record),
+                None => return,
+            }
+        }
+    }
+
+    /// Whether everything is written.
+    pub(crate) fn is_idle(&self) -> bool {
+        !self
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .busy
+    }
+}

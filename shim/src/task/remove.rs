@@ -1,0 +1,56 @@
+//! Delete: what has to go when a container goes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::fault::{Fault, chain};
+use crate::reaper::Reaper;
+use crate::rootfs;
+use crate::runtime::{Call, Runtime};
+use crate::stdio::ProcessIo;
+
+/// How long output may still come after the process has ended.
+pub(super) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// Bound of the runtime's `delete`, poststop hooks included.
+const DELETE_LIMIT: Duration = Duration::from_secs(60);
+/// Bound of unmounting.
+const UNMOUNT_LIMIT: Duration = Duration::from_secs(30);
+
+/// Clears a container whose init has ended. May be repeated.
+///
+/// # Errors
+/// The step that failed; then the container stays known.
+pub(super) async fn container(
+    reaper: Arc<Reaper>,
+    runtime: Runtime,
+    io: Arc<ProcessIo>,
+    rootfs: Option<PathBuf>,
+) -> Result<Vec<String>, Fault> {
+    if !io.drain(DRAIN_LIMIT).await {
+        log::warn!("delete: output was still held open {DRAIN_LIMIT:?} after the end; closed it");
+    }
+    let call = Call::new("delete", DELETE_LIMIT).arg("--force");
+    runtime
+        .run(&reaper, call)
+        .await
+        .map_err(|error| Fault::chain("failed to delete the container in the runtime", &error))?;
+    let Some(rootfs) = rootfs else {
+        return Ok(Vec::new());
+    };
+    let shown = rootfs.display().to_string();
+    let work = tokio::task::spawn_blocking(move || rootfs::unmount_all(&rootfs));
+    match tokio::time::timeout(UNMOUNT_LIMIT, work).await {
+        Ok(Ok(Ok(detached))) => {
+            detached
+                .iter()
+                .for_each(|line| log::warn!("delete: {line}"));
+            Ok(detached)
+        }
+        Ok(Ok(Err(error))) => Err(Fault::unknown(chain(&error))),
+        Ok(Err(panic)) => Err(Fault::unknown(format!("failed rootfs umount: {panic}"))),
+        Err(_) => Err(Fault::deadline(format!(
+            "failed rootfs umount: {shown} did not go within {UNMOUNT_LIMIT:?}; a dead server behind it?"
+        ))),
+    }
+}

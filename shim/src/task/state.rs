@@ -1,0 +1,609 @@
+//! The state machine of one container: pure, without clock, process or socket.
+//!
+//! The owner task ([`super::owner`]) feeds it with what happened and does what it says.
+//! `P` is what stands for a process; a value of it exists only in a state that has a
+//! process, so a pid that is not there yet cannot be read. See the diagrams in [`super`].
+
+use std::collections::BTreeMap;
+
+use holdfast_record::{ExecId, ExitStatus, Timestamp};
+
+/// How and when a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// What the kernel said.
+    pub(crate) status: ExitStatus,
+    /// When it was reaped.
+    pub(crate) at: Timestamp,
+}
+
+/// The init process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Init<P> {
+    /// The runtime is still at work; the process may exist already (`Some`), held at the barrier.
+    Creating(Option<(P, Option<Ended>)>),
+    /// Waits for Start.
+    Created(P),
+    /// The runtime's `start` runs; an end seen meanwhile is kept until it has answered.
+    Starting(P, Option<Ended>),
+    /// Runs.
+    Running(P),
+    /// Being frozen.
+    Pausing(P),
+    /// Frozen.
+    Paused(P),
+    /// Being thawed.
+    Resuming(P),
+    /// Reaped, but not told yet: exec processes have to be told first.
+    Ending(P, Ended),
+    /// Ended, and told.
+    Stopped(P, Ended),
+    /// Being deleted.
+    Deleting(P, Ended),
+    /// Gone, or never came to be.
+    Deleted,
+}
+
+/// An exec process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Exec<P> {
+    /// Known, not started (or a start failed).
+    Created,
+    /// The runtime's `exec` runs, no process yet.
+    Starting,
+    /// As [`Exec::Starting`], and the process exists; it may have ended already.
+    Registered(P, Option<Ended>),
+    /// Runs.
+    Running(P),
+    /// Ended, and told.
+    Stopped(P, Ended),
+    /// Its remains are being cleared; holds what Delete answers.
+    Deleting(Option<(P, Ended)>),
+}
+
+/// What is to be told to the world, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Told<P> {
+    /// The container exists.
+    Created(P),
+    /// Init runs.
+    Started(P),
+    /// An exec process is known.
+    ExecAdded(ExecId),
+    /// An exec process runs.
+    ExecStarted(ExecId, P),
+    /// An exec process ended.
+    ExecExited(ExecId, P, Ended),
+    /// Init ended: the container's last exit.
+    Exited(P, Ended),
+    /// All processes are frozen.
+    Paused,
+    /// All processes run again.
+    Resumed,
+    /// The container is gone.
+    Deleted(P, Ended),
+}
+
+/// Why an operation cannot be done in this state, in containerd's words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// The operation does not fit the state (code UNKNOWN).
+    #[error("{0}")]
+    State(&'static str),
+    /// Nothing of that name (code `NOT_FOUND`).
+    #[error("{0}: not found")]
+    NotFound(String),
+    /// The name is taken (code `ALREADY_EXISTS`).
+    #[error("id {0}: already exists")]
+    Exists(String),
+    /// Something else has to be true first (code `FAILED_PRECONDITION`).
+    #[error("{0}: failed precondition")]
+    Precondition(String),
+    /// Another operation of the same process is on its way (code UNAVAILABLE).
+    #[error("{0} is still on its way: try again")]
+    Busy(&'static str),
+}
+
+fn no_exec(id: &ExecId) -> Refusal {
+    Refusal::NotFound(format!("process does not exist {id}"))
+}
+
+/// One container and its exec processes.
+#[derive(Debug)]
+pub(crate) struct Container<P> {
+    id: String,
+    init: Init<P>,
+    execs: BTreeMap<ExecId, Exec<P>>,
+    told: Vec<Told<P>>,
+}
+
+impl<P: Clone> Container<P> {
+    /// A container whose create has just begun.
+    pub(crate) fn new(id: String) -> Self {
+        Self {
+            id,
+            init: Init::Creating(None),
+            execs: BTreeMap::new(),
+            told: Vec::new(),
+        }
+    }
+
+    /// The init process' state.
+    pub(crate) fn init(&self) -> &Init<P> {
+        &self.init
+    }
+
+    /// One exec process' state.
+    pub(crate) fn exec(&self, id: &ExecId) -> Option<&Exec<P>> {
+        self.execs.get(id)
+    }
+
+    /// All exec processes.
+    pub(crate) fn execs(&self) -> &BTreeMap<ExecId, Exec<P>> {
+        &self.execs
+    }
+
+    /// What has to be told since the last call.
+    pub(crate) fn take_told(&mut self) -> Vec<Told<P>> {
+        std::mem::take(&mut self.told)
+    }
+
+    /// Whether init was reaped and only waits for exec processes to be told first.
+    pub(crate) fn is_holding_exit(&self) -> bool {
+        matches!(self.init, Init::Ending(..))
+    }
+
+    // --- create ------------------------------------------------------------------------
+
+    /// The runtime made the process; it is held until this has been recorded.
+    pub(crate) fn init_registered(&mut self, process: P) {
+        if let Init::Creating(slot @ None) = &mut self.init {
+            *slot = Some((process, None));
+        }
+    }
+
+    /// The runtime's `create` succeeded.
+    ///
+    /// # Errors
+    /// When no process was registered: the runtime is at fault.
+    pub(crate) fn create_done(&mut self) -> Result<P, Refusal> {
+        match std::mem::replace(&mut self.init, Init::Deleted) {
+            Init::Creating(Some((process, ended))) => {
+                self.told.push(Told::Created(process.clone()));
+                self.init = Init::Created(process.clone());
+                if let Some(ended) = ended {
+                    self.init_ended(ended);
+                }
+                Ok(process)
+            }
+            Init::Creating(None) => Err(Refusal::State("the runtime made no process")),
+            other => {
+                self.init = other;
+                Err(Refusal::State("the container has been created before"))
+            }
+        }
+    }
+
+    /// The runtime's `create` failed and was undone.
+    pub(crate) fn create_failed(&mut self) {
+        self.init = Init::Deleted;
+    }
+
+    // --- start -------------------------------------------------------------------------
+
+    /// Start of init begins.
+    ///
+    /// # Errors
+    /// [`Refusal`] by table b.1.
+    pub(crate) fn begin_start(&mut self) -> Result<P, Refusal> {
+        match &self.init {
+            Init::Created(process) => {
+                let process = process.clone();
+                self.init = Init::Starting(process.clone(), None);
+                Ok(process)
+            }
+            Init::Creating(_) => Err(Refusal::Busy("create")),
+            Init::Starting(..) | Init::Running(_) => {
+                Err(Refusal::State("cannot start a running process"))
+            }
+            Init::Pausing(_) | Init::Paused(_) | Init::Resuming(_) => {
+                Err(Refusal::State("cannot start a paused process"))
+            }
+            Init::Ending(..) | Init::Stopped(..) => {
+                Err(Refusal::State("cannot start a stopped process"))
+            }
+            Init::Deleting(..) | Init::Deleted => {
+                Err(Refusal::State("cannot start a deleted process"))
+            }
+        }
+    }
+
+    /// The runtime's `start` answered. After a failure the container is created still, or
+    /// stopped if the attempt cost the process its life.
+    pub(crate) fn start_done(&mut self, success: bool) {
+        if let Init::Starting(process, ended) = &self.init {
+            let (process, ended) = (process.clone(), *ended);
+            self.init = if success {
+                self.told.push(Told::Started(process.clone()));
+                Init::Running(process)
+            } else {
+                Init::Created(process)
+            };
+            if let Some(ended) = ended {
+                self.init_ended(ended);
+            }
+        }
+    }
+
+    // --- the end of init ---------------------------------------------------------------
+
+    /// Init was reaped.
+    pub(crate) fn init_ended(&mut self, ended: Ended) {
+        match &mut self.init {
+            Init::Creating(Some((_, slot))) | Init::Starting(_, slot) => *slot = Some(ended),
+            Init::Created(process)
+            | Init::Running(process)
+            | Init::Pausing(process)
+            | Init::Paused(process)
+            | Init::Resuming(process) => {
+                let process = process.clone();
+                self.init = Init::Ending(process, ended);
+                self.tell_exit_if_last();
+            }
+            // A process ends once; the reaper hands every end out once.
+            Init::Creating(None)
+            | Init::Ending(..)
+            | Init::Stopped(..)
+            | Init::Deleting(..)
+            | Init::Deleted => {}
+        }
+    }
+
+    /// Exec processes that took too long are not waited for any more.
+    pub(crate) fn hold_expired(&mut self) {
+        if let Init::Ending(process, ended) = &self.init {
+            let (process, ended) = (process.clone(), *ended);
+            self.told.push(Told::Exited(process.clone(), ended));
+            self.init = Init::Stopped(process, ended);
+        }
+    }
+
+    /// Exec processes whose end has to be told before init's.
+    pub(crate) fn unfinished_execs(&self) -> impl Iterator<Item = (&ExecId, &Exec<P>)> {
+        self.execs.iter().filter(|(_, exec)| {
+            matches!(
+                exec,
+                Exec::Starting | Exec::Registered(..) | Exec::Running(_)
+            )
+        })
+    }
+
+    fn tell_exit_if_last(&mut self) {
+        if self.unfinished_execs().next().is_none() {
+            self.hold_expired();
+        }
+    }
+
+    // --- pause and resume --------------------------------------------------------------
+
+    /// Pause begins.
+    ///
+    /// # Errors
+    /// [`Refusal`] by table b.1.
+    pub(crate) fn begin_pause(&mut self) -> Result<(), Refusal> {
+        match &self.init {
+            Init::Running(process) => {
+                self.init = Init::Pausing(process.clone());
+                Ok(())
+            }
+            Init::Creating(_) | Init::Created(_) | Init::Starting(..) => {
+                Err(Refusal::State("cannot pause task in created state"))
+            }
+            Init::Pausing(_) | Init::Paused(_) | Init::Resuming(_) => {
+                Err(Refusal::State("cannot pause a paused container"))
+            }
+            Init::Ending(..) | Init::Stopped(..) => {
+                Err(Refusal::State("cannot pause a stopped container"))
+            }
+            Init::Deleting(..) | Init::Deleted => {
+                Err(Refusal::State("cannot pause a deleted process"))
+            }
+        }
+    }
+
+    /// Pause ended.
+    ///
+    /// # Errors
+    /// When init ended meanwhile.
+    pub(crate) fn pause_done(&mut self, success: bool) -> Result<(), Refusal> {
+        match &self.init {
+            Init::Pausing(process) => {
+                let process = process.clone();
+                if success {
+                    self.told.push(Told::Paused);
+                    self.init = Init::Paused(process);
+                } else {
+                    self.init = Init::Running(process);
+                }
+                Ok(())
+            }
+            _ => Err(Refusal::State("cannot pause a stopped container")),
+        }
+    }
+
+    /// Resume begins.
+    ///
+    /// # Errors
+    /// [`Refusal`] by table b.1.
+    pub(crate) fn begin_resume(&mut self) -> Result<(), Refusal> {
+        match &self.init {
+            Init::Paused(process) => {
+                self.init = Init::Resuming(process.clone());
+                Ok(())
+            }
+            Init::Creating(_) | Init::Created(_) => {
+                Err(Refusal::State("cannot resume task in created state"))
+            }
+            Init::Starting(..) | Init::Running(_) | Init::Pausing(_) | Init::Resuming(_) => {
+                Err(Refusal::State("cannot resume a running process"))
+            }
+            Init::Ending(..) | Init::Stopped(..) => {
+                Err(Refusal::State("cannot resume a stopped container"))
+            }
+            Init::Deleting(..) | Init::Deleted => {
+                Err(Refusal::State("cannot resume a deleted process"))
+            }
+        }
+    }
+
+    /// Resume ended.
+    ///
+    /// # Errors
+    /// When init ended meanwhile.
+    pub(crate) fn resume_done(&mut self, success: bool) -> Result<(), Refusal> {
+        match &self.init {
+            Init::Resuming(process) => {
+                let process = process.clone();
+                if success {
+                    self.told.push(Told::Resumed);
+                    self.init = Init::Running(process);
+                } else {
+                    self.init = Init::Paused(process);
+                }
+                Ok(())
+            }
+            _ => Err(Refusal::State("cannot resume a stopped container")),
+        }
+    }
+
+    /// Whether the resources can be changed.
+    ///
+    /// # Errors
+    /// [`Refusal`] by table b.1.
+    pub(crate) fn may_update(&self) -> Result<(), Refusal> {
+        match &self.init {
+            Init::Created(_)
+            | Init::Starting(..)
+            | Init::Running(_)
+            | Init::Pausing(_)
+            | Init::Paused(_)
+            | Init::Resuming(_) => Ok(()),
+            Init::Creating(_) => Err(Refusal::Busy("create")),
+            Init::Ending(..) | Init::Stopped(..) => {
+                Err(Refusal::State("cannot update a stopped container"))
+            }
+            Init::Deleting(..) | Init::Deleted => {
+                Err(Refusal::State("cannot update a deleted process"))
+            }
+        }
+    }
+
+    /// Whether a checkpoint can be taken.
+    ///
+    /// # Errors
+    /// [`Refusal`] by table b.1.
+    pub(crate) fn may_checkpoint(&self) -> Result<(), Refusal> {
+        match &self.init {
+            Init::Running(_) | Init::Pausing(_) | Init::Paused(_) | Init::Resuming(_) => Ok(()),
+            Init::Creating(_) | Init::Created(_) | Init::Starting(..) => {
+                Err(Refusal::State("cannot checkpoint a task in created state"))
+            }
+            Init::Ending(..) | Init::Stopped(..) => {
+                Err(Refusal::State("cannot checkpoint a stopped container"))
+            }
+            Init::Deleting(..) | Init::Deleted => {
+                Err(Refusal::State("cannot checkpoint a deleted process"))
+            }
+        }
+    }
+
+    // --- delete ------------------------------------------------------------------------
+
+    /// Delete begins. A container that was never started has to be killed and reaped first.
+    ///
+    /// # Errors
+    /// [`Refusal`] by table b.1.
+    pub(crate) fn begin_delete(&mut self) -> Result<(P, Ended), Refusal> {
+        match &self.init {
+            Init::Stopped(process, ended) => {
+                let answer = (process.clone(), *ended);
+                self.init = Init::Deleting(answer.0.clone(), answer.1);
+                Ok(answer)
+            }
+            Init::Creating(_) => Err(Refusal::Busy("create")),
+            Init::Created(_) => Err(Refusal::Busy("the end of the created process")),
+            Init::Ending(..) => Err(Refusal::Busy("the end of the exec processes")),
+            Init::Starting(..) | Init::Running(_) => {
+                Err(Refusal::State("cannot delete a running process"))
+            }
+            Init::Pausing(_) | Init::Paused(_) | Init::Resuming(_) => {
+                Err(Refusal::State("cannot delete a paused process"))
+            }
+            Init::Deleting(..) => Err(Refusal::Busy("delete")),
+            Init::Deleted => Err(Refusal::NotFound(
+                "cannot delete a deleted process".to_owned(),
+            )),
+        }
+    }
+
+    /// Delete ended; after a failure it can be tried again.
+    pub(crate) fn delete_done(&mut self, success: bool) {
+        if let Init::Deleting(process, ended) = &self.init {
+            let (process, ended) = (process.clone(), *ended);
+            if success {
+                self.told.push(Told::Deleted(process, ended));
+                self.init = Init::Deleted;
+            } else {
+                self.init = Init::Stopped(process, ended);
+            }
+        }
+    }
+
+    // --- exec processes ----------------------------------------------------------------
+
+    /// Exec: makes an exec process known.
+    ///
+    /// # Errors
+    /// [`Refusal`] by table b.1; a taken id.
+    pub(crate) fn exec_add(&mut self, id: ExecId) -> Result<(), Refusal> {
+        match &self.init {
+            Init::Created(_) | Init::Starting(..) | Init::Running(_) => {}
+            Init::Creating(_) => return Err(Refusal::Busy("create")),
+            Init::Pausing(_) | Init::Paused(_) | Init::Resuming(_) => {
+                return Err(Refusal::State("cannot exec in a paused state"));
+            }
+            Init::Ending(..) | Init::Stopped(..) => {
+                return Err(Refusal::State("cannot exec in a stopped state"));
+            }
+            Init::Deleting(..) | Init::Deleted => {
+                return Err(Refusal::State("cannot exec in a deleted state"));
+            }
+        }
+        if self.execs.contains_key(&id) {
+            return Err(Refusal::Exists(id.to_string()));
+        }
+        self.execs.insert(id.clone(), Exec::Created);
+        self.told.push(Told::ExecAdded(id));
+        Ok(())
+    }
+
+    /// Start of an exec process begins.
+    ///
+    /// # Errors
+    /// [`Refusal`] by table b.2; init has ended.
+    pub(crate) fn exec_begin_start(&mut self, id: &ExecId) -> Result<(), Refusal> {
+        let exec = self.execs.get_mut(id).ok_or_else(|| no_exec(id))?;
+        match exec {
+            Exec::Created => {}
+            Exec::Starting | Exec::Registered(..) | Exec::Running(_) => {
+                return Err(Refusal::State("cannot start a running process"));
+            }
+            Exec::Stopped(..) => return Err(Refusal::State("cannot start a stopped process")),
+            Exec::Deleting(_) => return Err(Refusal::State("cannot start a deleted process")),
+        }
+        if matches!(
+            self.init,
+            Init::Ending(..) | Init::Stopped(..) | Init::Deleting(..) | Init::Deleted
+        ) {
+            return Err(Refusal::Precondition(format!(
+                "container {} init process is not running",
+                self.id
+            )));
+        }
+        *exec = Exec::Starting;
+        Ok(())
+    }
+
+    /// The runtime made the exec process; it is held until this has been recorded.
+    pub(crate) fn exec_registered(&mut self, id: &ExecId, process: P) {
+        if let Some(exec @ Exec::Starting) = self.execs.get_mut(id) {
+            *exec = Exec::Registered(process, None);
+        }
+    }
+
+    /// The runtime's `exec` answered.
+    ///
+    /// # Errors
+    /// Success without a registered process: the runtime is at fault.
+    pub(crate) fn exec_start_done(&mut self, id: &ExecId, success: bool) -> Result<P, Refusal> {
+        let exec = self.execs.get_mut(id).ok_or_else(|| no_exec(id))?;
+        let result = match (&*exec, success) {
+            (Exec::Registered(process, ended), true) => {
+                let (process, ended) = (process.clone(), *ended);
+                self.told
+                    .push(Told::ExecStarted(id.clone(), process.clone()));
+                *exec = match ended {
+                    Some(ended) => {
+                        self.told
+                            .push(Told::ExecExited(id.clone(), process.clone(), ended));
+                        Exec::Stopped(process.clone(), ended)
+                    }
+                    None => Exec::Running(process.clone()),
+                };
+                Ok(process)
+            }
+            // What never ran needs no exit: nobody was told of it.
+            (Exec::Registered(..) | Exec::Starting, _) => {
+                *exec = Exec::Created;
+                Err(Refusal::State("the runtime made no process"))
+            }
+            (Exec::Created | Exec::Running(_) | Exec::Stopped(..) | Exec::Deleting(_), _) => {
+                Err(Refusal::State("the exec process was not being started"))
+            }
+        };
+        if self.is_holding_exit() {
+            self.tell_exit_if_last();
+        }
+        result
+    }
+
+    /// An exec process was reaped.
+    pub(crate) fn exec_ended(&mut self, id: &ExecId, ended: Ended) {
+        let Some(exec) = self.execs.get_mut(id) else {
+            return;
+        };
+        match exec {
+            Exec::Registered(_, slot) => *slot = Some(ended),
+            Exec::Running(process) => {
+                let process = process.clone();
+                self.told
+                    .push(Told::ExecExited(id.clone(), process.clone(), ended));
+                *exec = Exec::Stopped(process, ended);
+                if self.is_holding_exit() {
+                    self.tell_exit_if_last();
+                }
+            }
+            // The end of a process whose start failed: told to nobody.
+            Exec::Created | Exec::Starting | Exec::Stopped(..) | Exec::Deleting(_) => {}
+        }
+    }
+
+    /// Delete of an exec process begins.
+    ///
+    /// # Errors
+    /// [`Refusal`] by table b.2.
+    pub(crate) fn exec_begin_delete(&mut self, id: &ExecId) -> Result<Option<(P, Ended)>, Refusal> {
+        let exec = self.execs.get_mut(id).ok_or_else(|| no_exec(id))?;
+        let answer = match exec {
+            Exec::Created => None,
+            Exec::Stopped(process, ended) => Some((process.clone(), *ended)),
+            Exec::Starting | Exec::Registered(..) | Exec::Running(_) => {
+                return Err(Refusal::State("cannot delete a running process"));
+            }
+            Exec::Deleting(_) => return Err(no_exec(id)),
+        };
+        *exec = Exec::Deleting(answer.clone());
+        Ok(answer)
+    }
+
+    /// An exec process' remains are cleared.
+    pub(crate) fn exec_deleted(&mut self, id: &ExecId) {
+        if matches!(self.execs.get(id), Some(Exec::Deleting(_))) {
+            self.execs.remove(id);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;
