@@ -36,8 +36,9 @@ pub struct Compiled {
 
 /// Compiles `seccomp` without a cache.
 ///
-/// A helper thread runs meanwhile and is gone when it returns. It takes 2 to 20 ms of CPU; a
-/// profile with more than a thousand rules with arguments can take seconds.
+/// A helper thread runs meanwhile and is gone when it returns. It takes 2 to 20 ms of CPU. A
+/// profile with more than a thousand rules with arguments can take seconds, and there are profiles
+/// for which libseccomp never returns (see the crate's page): the process needs a deadline.
 ///
 /// # Errors
 /// See [`Error`].

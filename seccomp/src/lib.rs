@@ -17,11 +17,17 @@
 //! * [`ContainerProcessState::send`] hands the listener of `SCMP_ACT_NOTIFY` to the agent.
 //!
 //! # Limits of libseccomp
-//! Of several rules for one syscall without arguments the first counts. Ordered comparisons (GE, GT,
-//! LE, LT) of the *same* argument, or-combined, are merged wrongly by libseccomp 2.5.4 when a value
-//! needs more than 32 bits: some arguments are then allowed or denied against the profile. Every
-//! runtime that uses libseccomp shares this; smaller values and the other operators are right (the
-//! property tests in `compile.rs` hold them against a model).
+//! Every runtime that uses libseccomp shares these; seen with 2.5.4.
+//!
+//! * Of several rules for one syscall without arguments the first counts.
+//! * Ordered comparisons (GE, GT, LE, LT) of the *same* argument, or-combined, are merged wrongly when
+//!   a value needs more than 32 bits: some arguments are then allowed or denied against the profile.
+//!   Smaller values and the other operators are right (the property tests in `compile.rs` hold them
+//!   against a model).
+//! * Rules for one syscall that mix several arguments can keep libseccomp busy without end. Three
+//!   are enough: `a2 & 2 == 2`; `a0 > 0, a1 < 1`; `a0 > 0, a2 <= 2`. The compiling thread cannot be
+//!   stopped, so whoever takes profiles from strangers must compile in a process that has a
+//!   deadline, and kill it: the shim does that with `holdfast create`.
 //!
 //! Sources: OCI runtime-spec `config-linux.md` (Seccomp), seccomp(2), seccomp_unotify(2),
 //! `Documentation/userspace-api/seccomp_filter.rst`, libseccomp 2.5 manual pages.
