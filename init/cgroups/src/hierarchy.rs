@@ -110,7 +110,7 @@ impl Hierarchies {
             Err(error) => return Err(Error::io("statfs", ROOT_PATH)(error)),
         }
         let own = read_proc("/proc/self/cgroup")?;
-        let list = read_mountinfo(own.lines().count())?;
+        let list = read_mountinfo(&own)?;
         Self::of(list, Some(own))
     }
 
@@ -230,9 +230,12 @@ pub(crate) fn read_proc(path: &str) -> Result<String> {
         .map_err(Error::io("read", path))
 }
 
-/// The cgroup mounts of /proc/self/mountinfo, read until `expected` hierarchies have been seen.
-fn read_mountinfo(expected: usize) -> Result<Vec<Hierarchy>> {
+/// The cgroup mounts of /proc/self/mountinfo, read until each hierarchy of /proc/self/cgroup has been seen at its usual
+/// place. On a node with thousands of mounts that spares most of the file: cgroups are mounted early.
+fn read_mountinfo(own: &str) -> Result<Vec<Hierarchy>> {
     const PATH: &str = "/proc/self/mountinfo";
+    let expected = own.lines().count();
+    let known: Vec<&str> = subsystems(own).collect();
     let read = || -> io::Result<Vec<Hierarchy>> {
         let fd = sys::open(None, Path::new(PATH), libc::O_RDONLY)?;
         let mut bytes: Vec<u8> = Vec::new();
@@ -250,10 +253,14 @@ fn read_mountinfo(expected: usize) -> Result<Vec<Hierarchy>> {
             let fresh =
                 String::from_utf8_lossy(bytes.get(parsed..end).unwrap_or_default()).into_owned();
             parsed = end;
-            for hierarchy in fresh.lines().filter_map(parse_mount) {
+            for hierarchy in fresh.lines().filter_map(|line| parse_mount(line, &known)) {
                 add(&mut found, hierarchy);
             }
-            if n == 0 || found.len() >= expected {
+            let usual = found
+                .iter()
+                .filter(|h| h.mount_point.starts_with(ROOT_PATH))
+                .count();
+            if n == 0 || usual >= expected {
                 return Ok(found);
             }
         }
@@ -261,6 +268,14 @@ fn read_mountinfo(expected: usize) -> Result<Vec<Hierarchy>> {
     let mut found = read().map_err(Error::io("read", PATH))?;
     found.sort_by_key(Hierarchy::is_v2);
     Ok(found)
+}
+
+/// The controllers that /proc/PID/cgroup names.
+fn subsystems(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .filter_map(|line| line.split(':').nth(1))
+        .flat_map(|names| names.split(','))
+        .filter(|name| !name.is_empty() && !name.contains('='))
 }
 
 /// Keeps one mount of each hierarchy: the first below /sys/fs/cgroup, else the first at all.
@@ -275,8 +290,8 @@ fn add(found: &mut Vec<Hierarchy>, new: Hierarchy) {
     }
 }
 
-/// Parses one line: `36 31 0:33 ROOT POINT OPTIONS [TAGS] - TYPE SOURCE SUPER_OPTIONS`.
-fn parse_mount(line: &str) -> Option<Hierarchy> {
+/// Parses one line, given the controllers there are: `36 31 0:33 ROOT POINT OPTIONS [TAGS] - TYPE SOURCE SUPER_OPTIONS`.
+fn parse_mount(line: &str, known: &[&str]) -> Option<Hierarchy> {
     let (left, right) = line.split_once(" - ")?;
     let mut right = right.split(' ');
     let (fs_type, super_options) = (right.next()?, right.nth(1)?);
@@ -288,14 +303,11 @@ fn parse_mount(line: &str) -> Option<Hierarchy> {
             let mut controllers = Vec::new();
             let mut name = None;
             for option in super_options.split(',') {
-                match option {
-                    "rw" | "ro" | "xattr" | "noprefix" | "clone_children" | "cpuset_v2_mode"
-                    | "favordynmods" | "none" | "all" => {}
-                    _ => match option.split_once('=') {
-                        Some(("name", value)) => name = Some(value.to_owned()),
-                        Some(_) => {}
-                        None => controllers.push(option.to_owned()),
-                    },
+                // The rest are flags (rw, xattr, seclabel, ...).
+                if known.contains(&option) {
+                    controllers.push(option.to_owned());
+                } else if let Some(value) = option.strip_prefix("name=") {
+                    name = Some(value.to_owned());
                 }
             }
             Kind::V1 { controllers, name }
@@ -339,14 +351,26 @@ fn unescape(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn parse(line: &str) -> Option<Hierarchy> {
+        let own = "5:memory:/a\n4:cpu,cpuacct:/\n1:name=systemd:/\n0::/\n";
+        parse_mount(line, &subsystems(own).collect::<Vec<_>>())
+    }
+
     #[test]
     fn mount_lines_are_understood() {
-        let cpu = parse_mount(
-            "33 25 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct",
+        let cpu = parse(
+            "33 25 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,seclabel,cpu,cpuacct,release_agent=/x",
         )
         .unwrap();
+        assert_eq!(
+            cpu.kind,
+            Kind::V1 {
+                controllers: vec!["cpu".into(), "cpuacct".into()],
+                name: None
+            }
+        );
         assert!(cpu.has("cpu") && cpu.has("cpuacct") && !cpu.has("memory"));
-        let systemd = parse_mount(
+        let systemd = parse(
             "28 25 0:26 /docker/1 /sys/fs/cgroup/sy\\040stemd rw - cgroup cgroup rw,xattr,name=systemd",
         )
         .unwrap();
@@ -367,11 +391,10 @@ mod tests {
             systemd.mount_point
         );
         assert_eq!(systemd.directory_of(Path::new("/other")), None);
-        let v2 =
-            parse_mount("41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate");
+        let v2 = parse("41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate");
         assert_eq!(v2.unwrap().kind, Kind::V2);
-        assert!(parse_mount("23 1 8:1 / / rw - ext4 /dev/sda1 rw").is_none());
-        assert!(parse_mount("garbage").is_none());
+        assert!(parse("23 1 8:1 / / rw - ext4 /dev/sda1 rw").is_none());
+        assert!(parse("garbage").is_none());
     }
 
     #[test]
