@@ -26,6 +26,8 @@ fn main() {
     // With `enter`, this process enters by itself, as a child would between clone and execve.
     let enter = std::env::args().nth(2).is_some_and(|text| text == "enter");
     let own_pid = i32::try_from(std::process::id()).unwrap();
+    // Where this process is: for the most part in the roots, as kthreadd (pid 2) is.
+    let roots = Cgroup::of_process(&Hierarchies::detect().unwrap(), 2).unwrap();
     let home = Cgroup::of_process(&Hierarchies::detect().unwrap(), own_pid).unwrap();
     let names = ["detect", "create", "apply", "attach", "remove"];
     let mut times = vec![Vec::new(); names.len()];
@@ -59,6 +61,7 @@ fn main() {
         mark();
         let _ = std::fs::metadata("/END");
         if enter {
+            roots.entrance().unwrap().enter().unwrap();
             home.entrance().unwrap().enter().unwrap();
         }
         child.kill().unwrap();

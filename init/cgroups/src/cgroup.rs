@@ -132,15 +132,16 @@ impl Cgroup {
 
     /// The cgroup a process is in.
     ///
-    /// In hierarchies that hold the process in their root, the root is meant; calls that would change or kill refuse
-    /// to work there. A container's init may have moved itself further down (systemd does): prefer
-    /// [`Self::from_saved`] where the state file is at hand.
+    /// Hierarchies that hold the process in their root are left out: another runtime did not put it there (runc before 1.2
+    /// knows no `misc`), and a root is the machine's, not the container's. A process that is in the root of all of them
+    /// gives the roots, where calls that would change or kill refuse to work. A container's init may have moved itself
+    /// further down (systemd does): prefer [`Self::from_saved`] where the state file is at hand.
     ///
     /// # Errors
     /// [`Error::Io`] with ENOENT or ESRCH when there is no such process.
     pub fn of_process(hierarchies: &Hierarchies, pid: i32) -> Result<Self> {
         let text = read_proc(&format!("/proc/{pid}/cgroup"))?;
-        let nodes = hierarchies
+        let mut nodes = hierarchies
             .list()
             .iter()
             .zip(hierarchies.directories_in(&text))
@@ -150,6 +151,9 @@ impl Cgroup {
             return Err(Error::Gone {
                 path: format!("the cgroup of process {pid}"),
             });
+        }
+        if !nodes.iter().all(Node::is_root) {
+            nodes.retain(|node| !node.is_root());
         }
         Ok(Self { nodes })
     }

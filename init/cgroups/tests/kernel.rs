@@ -461,6 +461,26 @@ fn a_root_is_never_touched() {
 }
 
 #[test]
+fn hierarchies_a_process_was_not_put_into_are_left_out() {
+    if !root() {
+        return;
+    }
+    let Some(hierarchies) = v1() else { return };
+    let mut fixture = Fixture::new(&hierarchies, "partial");
+    // As a runtime that knows the first hierarchy only.
+    let first = fixture.cgroup.directories().next().unwrap().to_owned();
+    let pid = fixture.hold("exec sleep 1000");
+    std::fs::write(first.join("cgroup.procs"), pid.to_string()).unwrap();
+    fixture.go();
+    let seen = Cgroup::of_process(&hierarchies, pid).unwrap();
+    // The memory cgroup of whoever runs this test may not be the root.
+    assert!(seen.directories().any(|path| path == first));
+    for hierarchy in hierarchies.list() {
+        assert!(seen.directories().all(|path| path != hierarchy.mount_point));
+    }
+}
+
+#[test]
 fn join_goes_into_existing_cgroups_only() {
     if !root() {
         return;
