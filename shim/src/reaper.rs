@@ -37,7 +37,8 @@ const MAX_EARLY: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
-    pidfd: OwnedFd,
+    /// None: it was reaped before we could hold on to it.
+    pidfd: Option<OwnedFd>,
 }
 
 impl Process {
@@ -51,7 +52,10 @@ impl Process {
     /// # Errors
     /// `ESRCH` once it was reaped.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
-        sys::pidfd_send_signal(self.pidfd.as_fd(), signal)
+        match &self.pidfd {
+            Some(pidfd) => sys::pidfd_send_signal(pidfd.as_fd(), signal),
+            None => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        }
     }
 }
 
@@ -116,15 +120,20 @@ impl Reaper {
     /// As [`Command::spawn`].
     pub(crate) fn spawn(&self, mut command: Command, setup: ChildSetup) -> io::Result<Child> {
         sys::prepare_child(&mut command, setup);
-        let child = command.spawn()?;
+        let mut child = command.spawn()?;
         let pid = child.id();
         // Not reaped by anybody before the next sweep, so the pid is still its own.
-        let pidfd = sys::pidfd_open(pid)?;
-        Ok(self.watch(Process { pid, pidfd }))
+        let pidfd = sys::pidfd_open(pid).inspect_err(|_| {
+            let _ = child.kill();
+        })?;
+        Ok(self.watch(pid, pidfd))
     }
 
-    fn watch(&self, process: Process) -> Child {
-        let process = Arc::new(process);
+    fn watch(&self, pid: u32, pidfd: OwnedFd) -> Child {
+        let process = Arc::new(Process {
+            pid,
+            pidfd: Some(pidfd),
+        });
         let (tell, ended) = oneshot::channel();
         let watched = Watched {
             process: Arc::clone(&process),
@@ -168,8 +177,12 @@ impl Reaper {
             status: end.status,
             at: Timestamp::now(),
         };
-        let reaped = match table.watched.get(&end.pid) {
-            Some(watched) => sys::wait_child(Children::Pidfd(watched.process.pidfd.as_fd()), false),
+        let pidfd = table
+            .watched
+            .get(&end.pid)
+            .and_then(|watched| watched.process.pidfd.as_ref());
+        let reaped = match pidfd {
+            Some(pidfd) => sys::wait_child(Children::Pidfd(pidfd.as_fd()), false),
             None => sys::wait_child(Children::Pid(end.pid), false),
         };
         if let Err(error) = reaped {
@@ -218,7 +231,7 @@ impl Launch {
                         sys::pidfd_open(pid).map_err(|source| AdoptError::Wait { pid, source })?
                     }
                 };
-                let child = self.reaper.watch(Process { pid, pidfd });
+                let child = self.reaper.watch(pid, pidfd);
                 // It may have ended before it was in the table, with its SIGCHLD spent.
                 self.reaper.sweep();
                 Ok(child)
@@ -239,12 +252,6 @@ impl Launch {
             .ok_or(AdoptError::NotOurs { pid })?;
         let (_, end) = table.early.remove(index);
         drop(table);
-        let pidfd = match pidfd {
-            Some(pidfd) => pidfd,
-            // Any pidfd of a dead process would do: signals to it must say ESRCH. Our own
-            // would be a danger, so a helper that is dead already provides it.
-            None => dead_pidfd().map_err(|source| AdoptError::Wait { pid, source })?,
-        };
         let (tell, ended) = oneshot::channel();
         let _ = tell.send(end);
         Ok(Child {
@@ -262,25 +269,6 @@ impl Drop for Launch {
             table.early = Vec::new();
         }
     }
-}
-
-/// The pidfd of a process that has ended and was reaped.
-fn dead_pidfd() -> io::Result<OwnedFd> {
-    // `true` cannot be reaped by a sweep meanwhile: this is the only thread.
-    let child = Command::new("/proc/self/exe")
-        .arg("-v")
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()?;
-    let pidfd = sys::pidfd_open(child.id())?;
-    sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL)?;
-    let mut poll = [nix::poll::PollFd::new(
-        pidfd.as_fd(),
-        nix::poll::PollFlags::POLLIN,
-    )];
-    nix::poll::poll(&mut poll, nix::poll::PollTimeout::from(5000u16))?;
-    sys::wait_child(Children::Pidfd(pidfd.as_fd()), false)?;
-    Ok(pidfd)
 }
 
 #[cfg(test)]
