@@ -54,3 +54,9 @@ pub use profile::{
     Rule,
 };
 pub use program::{INSTRUCTION_SIZE, INSTRUCTIONS_MAX, LoadFlags, LoadPoint, Program};
+
+/// The version of libseccomp that is linked in, e.g. `2.5.4`; empty if it does not tell.
+#[must_use]
+pub fn library_version() -> String {
+    libseccomp::ScmpVersion::current().map_or_else(|_| String::new(), |version| version.to_string())
+}

@@ -1,1 +1,43 @@
-//! Placeholder.
+//! The OCI runtime: what `holdfast create`, `start`, `exec`, `kill`, `delete` … do.
+//!
+//! ```text
+//! config.json ──> bundle (parsed, checked) ──> plan (steps for holdfast-init)
+//!                                                │
+//!    state directory, cgroups                    │ launch: one clone3, one execveat
+//!           │                                    ▼
+//!           └────────── verbs ◄──── link ◄── holdfast-init ──execve──> the user's process
+//! ```
+//!
+//! The runtime is a short-lived, single-threaded process. It changes nothing process-wide
+//! that a caller could notice, writes a container's intent to disk before the first side
+//! effect (so that `delete --force` can undo a create that was killed at any point), and
+//! waits for nothing without a deadline that has a name.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`bundle`] | config.json, read and checked |
+//! | [`plan`] | the specification turned into steps |
+//! | [`launch`] | clone, register, maps, cgroups |
+//! | [`link`] | the conversation with `holdfast-init` |
+//! | [`state`] | what is kept on disk, and what status follows from it |
+//! | [`verb`] | one module per command |
+//! | [`hooks`] | OCI hooks with deadline and captured output |
+//! | [`cli`] | runc's command line |
+
+pub mod bundle;
+pub mod cli;
+pub mod default_spec;
+pub mod error;
+pub mod features;
+pub mod hooks;
+mod image;
+pub mod launch;
+pub mod link;
+pub mod plan;
+mod registration;
+pub mod state;
+mod sys;
+mod terminal;
+pub mod verb;
+
+pub use error::{Error, Result};

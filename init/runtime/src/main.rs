@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! `holdfast`: the OCI runtime. See `holdfast_runtime` for what it does.
+
+fn main() -> std::process::ExitCode {
+    holdfast_runtime::cli::main()
+}

@@ -1,0 +1,256 @@
+//! `config.json`: read and checked before anything is made.
+
+use std::ffi::{CString, OsStr};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use libcontainer::validator::Validator;
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Process, Spec};
+
+use crate::error::{Doing, Error, Result};
+
+/// A bundle whose specification passed the checks.
+#[derive(Debug)]
+pub struct Bundle {
+    /// Absolute path of the bundle.
+    pub path: PathBuf,
+    /// Absolute path of the root file system.
+    pub rootfs: PathBuf,
+    /// The specification.
+    pub spec: Spec,
+}
+
+impl Bundle {
+    /// Reads `config.json` of the bundle at `path`.
+    ///
+    /// # Errors
+    /// Names the file and the place in it, or the field and what would be right.
+    pub fn load(path: &Path) -> Result<Self> {
+        let path =
+            fs::canonicalize(path).doing(|| format!("find the bundle {}", path.display()))?;
+        let config = path.join("config.json");
+        let bytes = fs::read(&config).doing(|| format!("read {}", config.display()))?;
+        let spec: Spec = serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+            path: config,
+            source,
+        })?;
+        let root = spec
+            .root()
+            .as_ref()
+            .ok_or_else(|| Error::spec("root", "is missing"))?;
+        let rootfs = clean(&path.join(root.path()));
+        let this = Self { path, rootfs, spec };
+        this.check()?;
+        Ok(this)
+    }
+
+    fn check(&self) -> Result<()> {
+        check_version(self.spec.version())?;
+        let meta = fs::symlink_metadata(&self.rootfs)
+            .doing(|| format!("find the root file system {}", self.rootfs.display()))?;
+        if meta.is_symlink() {
+            return Err(Error::spec(
+                "root.path",
+                format!(
+                    "{} is a symlink; give the directory itself",
+                    self.rootfs.display()
+                ),
+            ));
+        }
+        if !meta.is_dir() {
+            return Err(Error::spec(
+                "root.path",
+                format!("{} is not a directory", self.rootfs.display()),
+            ));
+        }
+        check_process(self.process()?)?;
+        check_namespaces(self.linux()?)?;
+        self.refuse_unsupported()?;
+        Validator::validate_spec(&self.spec)
+            .map_err(|error| Error::spec("linux", crate::error::chain(&error)))
+    }
+
+    /// Features that would be silently missing otherwise.
+    fn refuse_unsupported(&self) -> Result<()> {
+        let linux = self.linux()?;
+        let unsupported = |what: &str| {
+            Err(Error::Unsupported {
+                what: what.to_owned(),
+            })
+        };
+        if linux.intel_rdt().is_some() {
+            return unsupported("linux.intelRdt");
+        }
+        if linux.memory_policy().is_some() {
+            return unsupported("linux.memoryPolicy");
+        }
+        if linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()) {
+            return unsupported("linux.netDevices");
+        }
+        if linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()) {
+            return unsupported("linux.timeOffsets");
+        }
+        if linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()) {
+            return unsupported("linux.mountLabel");
+        }
+        Ok(())
+    }
+
+    /// `process`.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn process(&self) -> Result<&Process> {
+        self.spec
+            .process()
+            .as_ref()
+            .ok_or_else(|| Error::spec("process", "is missing: there is nothing to run"))
+    }
+
+    /// `linux`.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn linux(&self) -> Result<&Linux> {
+        self.spec
+            .linux()
+            .as_ref()
+            .ok_or_else(|| Error::spec("linux", "is missing"))
+    }
+
+    /// The namespaces, as a slice.
+    pub fn namespaces(&self) -> &[LinuxNamespace] {
+        self.spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.namespaces().as_deref())
+            .unwrap_or_default()
+    }
+}
+
+/// A namespace of this type, new or joined.
+pub fn namespace(list: &[LinuxNamespace], typ: LinuxNamespaceType) -> Option<&LinuxNamespace> {
+    list.iter().find(|namespace| namespace.typ() == typ)
+}
+
+/// Whether a namespace of this type is made for the container.
+pub fn is_new(list: &[LinuxNamespace], typ: LinuxNamespaceType) -> bool {
+    namespace(list, typ).is_some_and(|namespace| namespace.path().is_none())
+}
+
+/// Checks a process, of config.json or of `exec --process`.
+///
+/// # Errors
+/// The field and what would be right.
+pub fn check_process(process: &Process) -> Result<()> {
+    match process.args().as_deref() {
+        Some([first, ..]) if !first.is_empty() => {}
+        _ => {
+            return Err(Error::spec(
+                "process.args",
+                "needs at least the program's name",
+            ));
+        }
+    }
+    if !process.cwd().is_absolute() {
+        return Err(Error::spec(
+            "process.cwd",
+            format!("must be absolute, not {:?}", process.cwd()),
+        ));
+    }
+    Ok(())
+}
+
+fn check_version(version: &str) -> Result<()> {
+    let major = version.split('.').next().unwrap_or_default();
+    if major == "1" {
+        return Ok(());
+    }
+    Err(Error::spec(
+        "ociVersion",
+        format!("{version:?} is not a version 1 of the runtime specification"),
+    ))
+}
+
+fn check_namespaces(linux: &Linux) -> Result<()> {
+    let list = linux.namespaces().as_deref().unwrap_or_default();
+    for (at, entry) in list.iter().enumerate() {
+        if list.iter().skip(at + 1).any(|n| n.typ() == entry.typ()) {
+            return Err(Error::spec(
+                "linux.namespaces",
+                format!("{} is there twice", entry.typ()),
+            ));
+        }
+        if let Some(path) = entry.path() {
+            if !path.is_absolute() {
+                return Err(Error::spec(
+                    "linux.namespaces",
+                    format!("the path {path:?} of {} must be absolute", entry.typ()),
+                ));
+            }
+        }
+    }
+    if is_new(list, LinuxNamespaceType::User) {
+        let mapped = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|m| !m.is_empty());
+        if !mapped(linux.uid_mappings()) || !mapped(linux.gid_mappings()) {
+            return Err(Error::spec(
+                "linux.uidMappings, linux.gidMappings",
+                "a new user namespace needs both",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A path without `.` and `..`, lexically; `..` of the root is the root.
+pub fn clean(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                out.pop();
+            }
+            Component::RootDir | Component::Normal(_) | Component::Prefix(_) => {
+                out.push(component);
+            }
+        }
+    }
+    out
+}
+
+/// A C string of a field's value.
+///
+/// # Errors
+/// When the value contains a NUL byte.
+pub fn cstring(field: &str, value: impl AsRef<OsStr>) -> Result<CString> {
+    CString::new(value.as_ref().as_bytes()).map_err(|_| Error::spec(field, "contains a NUL byte"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn clean_stays_inside() {
+        let cases = [
+            ("/a/./b/../c", "/a/c"),
+            ("/../../etc", "/etc"),
+            ("/a/b/../../../x", "/x"),
+            ("/", "/"),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(clean(Path::new(path)), Path::new(expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn other_major_versions_are_refused() {
+        assert!(check_version("1.0.2-dev").is_ok());
+        assert!(check_version("1.3.0").is_ok());
+        assert!(check_version("2.0.0").is_err());
+        assert!(check_version("").is_err());
+    }
+}

@@ -1,0 +1,429 @@
+//! The commands: their options, and the call each one makes.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+
+use holdfast_record::ledger::{Ledger, Query, Selector};
+use holdfast_record::{ContainerId, Signal, Timestamp, why};
+use lexopt::{Arg, Parser};
+use oci_spec::runtime::Capability;
+
+use super::global::{self, Global, Parsed, flag, path, text, usage};
+use super::help;
+use crate::error::{Doing, Error, Result};
+use crate::verb::{
+    Context, create, delete, exec, kill, list, pause, ps, run, start, state, update,
+};
+
+/// Runs the command line. The second value tells whether it was an `exec`.
+pub(super) fn run(args: impl Iterator<Item = OsString>) -> (Result<i32>, bool) {
+    let mut parser = Parser::from_args(args);
+    match global::parse(&mut parser) {
+        Ok(Parsed::Version) => (print(&help::version()), false),
+        Ok(Parsed::Help) => (print(help::HELP.trim_end()), false),
+        Ok(Parsed::Command(global)) => {
+            let Global {
+                context,
+                log,
+                command,
+            } = global;
+            log.install();
+            let exec = command == "exec";
+            (dispatch(&context, &command, &mut parser), exec)
+        }
+        Err(error) => (Err(error), false),
+    }
+}
+
+fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32> {
+    match command {
+        "create" => {
+            let (options, switches) = create_options(parser)?;
+            create::create(context, &switches.id()?, &options).map(|()| 0)
+        }
+        "run" => {
+            let (options, switches) = create_options(parser)?;
+            let (detach, keep) = (switches.detach, switches.keep);
+            run::run(context, &switches.id()?, &options, detach, keep)
+        }
+        "start" => start::start(context, &only_id(parser)?).map(|()| 0),
+        "state" => print(&state::state(context, &only_id(parser)?)?),
+        "kill" => kill_command(context, parser),
+        "delete" => {
+            let mut force = false;
+            let mut ids = Ids::default();
+            while let Some(arg) = parser.next().map_err(usage)? {
+                match arg {
+                    Arg::Short('f') | Arg::Long("force") => force = flag(parser)?,
+                    Arg::Value(value) => ids.push(value)?,
+                    other => return Err(usage(other.unexpected())),
+                }
+            }
+            delete::delete(context, &ids.one()?, force).map(|()| 0)
+        }
+        "exec" => exec_command(context, parser),
+        "ps" => ps_command(context, parser),
+        "list" => list_command(context, parser),
+        "pause" => pause::pause(context, &only_id(parser)?).map(|()| 0),
+        "resume" => pause::resume(context, &only_id(parser)?).map(|()| 0),
+        "update" => update_command(context, parser),
+        "spec" => spec_command(parser),
+        "features" => print(&pretty(&crate::features::features())?),
+        "why" => why_command(parser),
+        other => Err(Error::Usage(format!("no command {other:?}"))),
+    }
+}
+
+fn print(text: &str) -> Result<i32> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")
+        .and_then(|()| out.flush())
+        .doing(|| "write to standard output".into())?;
+    Ok(0)
+}
+
+fn pretty(value: &serde_json::Value) -> Result<String> {
+    serde_json::to_string_pretty(value).map_err(|source| Error::Json {
+        path: "the document to print".into(),
+        source,
+    })
+}
+
+/// Positional arguments.
+#[derive(Debug, Default)]
+struct Ids(Vec<String>);
+
+impl Ids {
+    fn push(&mut self, value: OsString) -> Result<()> {
+        let value = value
+            .into_string()
+            .map_err(|value| Error::Usage(format!("{} is not UTF-8", value.display())))?;
+        self.0.push(value);
+        Ok(())
+    }
+
+    fn one(self) -> Result<ContainerId> {
+        match &self.0[..] {
+            [id] => Ok(ContainerId::new(id.as_str())?),
+            [] => Err(Error::Usage("the container's id is missing".into())),
+            [_, more @ ..] => Err(Error::Usage(format!(
+                "unexpected arguments: {}",
+                more.join(" ")
+            ))),
+        }
+    }
+}
+
+fn only_id(parser: &mut Parser) -> Result<ContainerId> {
+    let mut ids = Ids::default();
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Value(value) => ids.push(value)?,
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    ids.one()
+}
+
+#[derive(Debug, Default)]
+struct RunSwitches {
+    detach: bool,
+    keep: bool,
+    ids: Ids,
+}
+
+impl RunSwitches {
+    fn id(self) -> Result<ContainerId> {
+        self.ids.one()
+    }
+}
+
+fn create_options(parser: &mut Parser) -> Result<(create::Options, RunSwitches)> {
+    let mut options = create::Options {
+        bundle: ".".into(),
+        ..create::Options::default()
+    };
+    let mut switches = RunSwitches::default();
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Short('b') | Arg::Long("bundle") => options.bundle = path(parser)?,
+            Arg::Long("console-socket") => options.console_socket = some_path(parser)?,
+            Arg::Long("pidfd-socket") => options.pidfd_socket = some_path(parser)?,
+            Arg::Long("pid-file") => options.pid_file = some_path(parser)?,
+            Arg::Long("no-pivot") => options.no_pivot = flag(parser)?,
+            Arg::Long("no-new-keyring") => options.no_new_keyring = flag(parser)?,
+            Arg::Long("preserve-fds") => options.preserve_fds = number(parser)?,
+            Arg::Short('d') | Arg::Long("detach") => switches.detach = flag(parser)?,
+            Arg::Long("keep") => switches.keep = flag(parser)?,
+            // We never become a subreaper: the container is our child or our parent's.
+            Arg::Long("no-subreaper") => drop(flag(parser)?),
+            Arg::Value(value) => switches.ids.push(value)?,
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    options.preserve_fds = options
+        .preserve_fds
+        .saturating_add(listen_fds().unwrap_or(0));
+    Ok((options, switches))
+}
+
+/// Socket activation, sd_listen_fds(3): the descriptors go on to the container.
+fn listen_fds() -> Option<u32> {
+    std::env::var("LISTEN_FDS").ok()?.parse().ok()
+}
+
+fn some_path(parser: &mut Parser) -> Result<Option<PathBuf>> {
+    let path = path(parser)?;
+    // go-runc passes an empty value for "none".
+    Ok((!path.as_os_str().is_empty()).then_some(path))
+}
+
+fn number(parser: &mut Parser) -> Result<u32> {
+    let text = text(parser)?;
+    text.parse()
+        .map_err(|_| Error::Usage(format!("{text:?} is not a number")))
+}
+
+fn kill_command(context: &Context, parser: &mut Parser) -> Result<i32> {
+    let mut all = false;
+    let mut words = Ids::default();
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Short('a') | Arg::Long("all") => all = flag(parser)?,
+            Arg::Value(value) => words.push(value)?,
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    let (id, signal) = match &words.0[..] {
+        [id] => (id, "SIGTERM"),
+        [id, signal] => (id, signal.as_str()),
+        _ => {
+            return Err(Error::Usage(
+                "kill needs an id and at most one signal".into(),
+            ));
+        }
+    };
+    let signal =
+        Signal::parse(signal).ok_or_else(|| Error::Usage(format!("unknown signal {signal:?}")))?;
+    kill::kill(context, &ContainerId::new(id.as_str())?, signal, all).map(|()| 0)
+}
+
+fn exec_command(context: &Context, parser: &mut Parser) -> Result<i32> {
+    let mut options = exec::Options::default();
+    let mut id = None;
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Short('p') | Arg::Long("process") => options.process = some_path(parser)?,
+            Arg::Long("cwd") => options.cwd = some_path(parser)?,
+            Arg::Short('e') | Arg::Long("env") => options.env.push(text(parser)?),
+            Arg::Short('t') | Arg::Long("tty") => options.tty = flag(parser)?,
+            Arg::Short('u') | Arg::Long("user") => options.user = Some(user(&text(parser)?)?),
+            Arg::Short('g') | Arg::Long("additional-gids") => {
+                options.additional_gids.push(number(parser)?);
+            }
+            Arg::Short('c') | Arg::Long("cap") => {
+                options.capabilities.push(capability(&text(parser)?)?);
+            }
+            Arg::Long("no-new-privs") => options.no_new_privileges = flag(parser)?,
+            Arg::Long("apparmor") => options.apparmor = Some(text(parser)?),
+            Arg::Long("process-label") => options.label = Some(text(parser)?),
+            Arg::Short('d') | Arg::Long("detach") => options.detach = flag(parser)?,
+            Arg::Long("console-socket") => options.console_socket = some_path(parser)?,
+            Arg::Long("pidfd-socket") => options.pidfd_socket = some_path(parser)?,
+            Arg::Long("pid-file") => options.pid_file = some_path(parser)?,
+            Arg::Long("preserve-fds") => options.preserve_fds = number(parser)?,
+            Arg::Long("ignore-paused") => options.ignore_paused = flag(parser)?,
+            Arg::Long("cgroup") => options.cgroup = some_path(parser)?,
+            Arg::Value(value) => {
+                let mut ids = Ids::default();
+                ids.push(value)?;
+                id = Some(ids.one()?);
+                break;
+            }
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    let id = id.ok_or_else(|| Error::Usage("the container's id is missing".into()))?;
+    // The rest is the command, whatever it looks like.
+    for word in parser.raw_args().map_err(usage)? {
+        let word = word
+            .into_string()
+            .map_err(|word| Error::Usage(format!("{} is not UTF-8", word.display())))?;
+        options.args.push(word);
+    }
+    if options.args.first().is_some_and(|first| first == "--") {
+        options.args.remove(0);
+    }
+    if options.process.is_none() && options.args.is_empty() {
+        return Err(Error::Usage("exec needs a command or --process".into()));
+    }
+    exec::exec(context, &id, &options)
+}
+
+fn user(text: &str) -> Result<(u32, Option<u32>)> {
+    let wrong = || Error::Usage(format!("--user {text:?} is not UID or UID:GID"));
+    let number = |part: &str| part.parse::<u32>().map_err(|_| wrong());
+    match text.split_once(':') {
+        None => Ok((number(text)?, None)),
+        Some((uid, gid)) => Ok((number(uid)?, Some(number(gid)?))),
+    }
+}
+
+fn capability(name: &str) -> Result<Capability> {
+    let full = if name.starts_with("CAP_") {
+        name.to_owned()
+    } else {
+        format!("CAP_{name}")
+    };
+    serde_json::from_value(serde_json::Value::String(full))
+        .map_err(|_| Error::Usage(format!("unknown capability {name:?}")))
+}
+
+fn ps_command(context: &Context, parser: &mut Parser) -> Result<i32> {
+    let mut json = false;
+    let mut id = None;
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Short('f') | Arg::Long("format") => json = format_word(parser)? == "json",
+            Arg::Value(value) => {
+                let mut ids = Ids::default();
+                ids.push(value)?;
+                id = Some(ids.one()?);
+                break;
+            }
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    let id = id.ok_or_else(|| Error::Usage("the container's id is missing".into()))?;
+    if json {
+        let pids = ps::pids(context, &id)?;
+        return print(&serde_json::json!(pids).to_string());
+    }
+    let options: Vec<String> = parser
+        .raw_args()
+        .map_err(usage)?
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    print(&ps::table(context, &id, &options)?)
+}
+
+fn format_word(parser: &mut Parser) -> Result<String> {
+    let word = text(parser)?;
+    if word == "table" || word == "json" {
+        Ok(word)
+    } else {
+        Err(Error::Usage(format!("invalid format option {word:?}")))
+    }
+}
+
+fn list_command(context: &Context, parser: &mut Parser) -> Result<i32> {
+    let mut format = list::Format::Table;
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Short('f') | Arg::Long("format") => {
+                if format_word(parser)? == "json" {
+                    format = list::Format::Json;
+                }
+            }
+            Arg::Short('q') | Arg::Long("quiet") => {
+                if flag(parser)? {
+                    format = list::Format::Quiet;
+                }
+            }
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    let text = list::list(context, format)?;
+    if text.is_empty() {
+        return Ok(0);
+    }
+    print(&text)
+}
+
+fn update_command(context: &Context, parser: &mut Parser) -> Result<i32> {
+    let mut resources = None;
+    let mut ids = Ids::default();
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Short('r') | Arg::Long("resources") => resources = some_path(parser)?,
+            Arg::Value(value) => ids.push(value)?,
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    let resources = resources
+        .ok_or_else(|| Error::Usage("update needs --resources FILE, or - to read it".into()))?;
+    update::update(context, &ids.one()?, &resources).map(|()| 0)
+}
+
+fn spec_command(parser: &mut Parser) -> Result<i32> {
+    let mut bundle = PathBuf::from(".");
+    let mut rootless = false;
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Short('b') | Arg::Long("bundle") => bundle = path(parser)?,
+            Arg::Long("rootless") => rootless = flag(parser)?,
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    let ids = rootless.then(|| {
+        (
+            nix::unistd::geteuid().as_raw(),
+            nix::unistd::getegid().as_raw(),
+        )
+    });
+    let file = bundle.join("config.json");
+    let text = pretty(&crate::default_spec::default_spec(ids))?;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&file)
+        .and_then(|mut out| out.write_all(text.as_bytes()))
+        .doing(|| format!("write {} (it must not exist yet)", file.display()))?;
+    Ok(0)
+}
+
+fn why_command(parser: &mut Parser) -> Result<i32> {
+    let mut query = Query::default();
+    let mut form = why::Form::List;
+    let mut json = false;
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Long("json") => json = flag(parser)?,
+            Arg::Long("last") => {
+                let count = match parser.optional_value() {
+                    None => 1,
+                    Some(value) => value
+                        .to_str()
+                        .and_then(|text| text.parse().ok())
+                        .ok_or_else(|| Error::Usage("--last=N wants a number".into()))?,
+                };
+                query.last = Some(count);
+                form = why::Form::Full;
+            }
+            Arg::Long("since") => {
+                let word = text(parser)?;
+                let since = why::since(&word, Timestamp::now())
+                    .map_err(|error| Error::Usage(error.to_string()))?;
+                query.since = Some(since);
+            }
+            Arg::Value(value) => {
+                query.who = Some(Selector::new(value.to_string_lossy()));
+                form = why::Form::Full;
+            }
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    if json {
+        form = why::Form::Json;
+    }
+    let ledger = Ledger::from_env();
+    let page = ledger.read(&query).map_err(|error| Error::Step {
+        doing: "read the ledger".into(),
+        detail: crate::error::chain(&error),
+        source: None,
+    })?;
+    let answer = why::answer(&page, &query, ledger.dir(), form);
+    print(answer.text.trim_end())?;
+    Ok(i32::from(!answer.found))
+}

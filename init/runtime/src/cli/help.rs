@@ -1,0 +1,51 @@
+//! What `--help` and `--version` print.
+
+/// Version of the runtime specification that is implemented.
+pub(super) const SPEC: &str = "1.2.1";
+
+/// The text of `--version`; containerd and docker read the first word and these labels.
+pub(super) fn version() -> String {
+    format!(
+        "holdfast version {}\nspec: {SPEC}\nlibseccomp: {}\ninit: {} bytes",
+        env!("CARGO_PKG_VERSION"),
+        holdfast_seccomp::library_version(),
+        crate::image::size(),
+    )
+}
+
+/// The text of `--help`.
+pub(super) const HELP: &str = "\
+holdfast - OCI runtime
+
+usage: holdfast [global options] COMMAND [options] [arguments]
+
+containers
+  create  [--bundle DIR] [--console-socket S] [--pidfd-socket S] [--pid-file F]
+          [--no-pivot] [--no-new-keyring] [--preserve-fds N] ID
+  start   ID
+  run     as create, and [--detach] [--keep] ID
+  exec    [--process F | --cwd DIR --env K=V --user UID[:GID] --tty --cap CAP ...]
+          [--detach] [--console-socket S] [--pidfd-socket S] [--pid-file F]
+          [--preserve-fds N] [--ignore-paused] [--cgroup PATH] ID [COMMAND ARG...]
+  kill    [--all] ID [SIGNAL]
+  delete  [--force] ID
+  pause   ID
+  resume  ID
+  update  --resources FILE|- ID
+
+questions
+  state   ID
+  list    [--format table|json] [--quiet]
+  ps      [--format table|json] ID [PS-OPTION...]
+  why     [ID] [--last N] [--since TIME] [--json]    why something ended
+  spec    [--bundle DIR] [--rootless]                 print a template of config.json
+  features                                            what this runtime can do, as JSON
+
+global options
+  --root DIR            state of containers (default /run/holdfast)
+  --log FILE            where errors and warnings go beside standard error
+  --log-format FORMAT   text or json
+  --systemd-cgroup      the systemd cgroup driver
+  --debug               more in the log
+  --version, --help
+";

@@ -1,0 +1,33 @@
+//! runc's command line: the same flags, output and exit codes.
+//!
+//! | exit code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | failed; the reason is on standard error and in `--log` |
+//! | 255 | `exec` failed before its program ran |
+//! | other | `run` and `exec` in the foreground: the program's own, 128+n for signal n |
+
+mod commands;
+mod global;
+mod help;
+mod log_file;
+
+use std::process::ExitCode;
+
+use crate::error::chain;
+
+/// Parses, dispatches, reports.
+pub fn main() -> ExitCode {
+    crate::sys::signals::default_sigpipe();
+    let (outcome, exec) = commands::run(std::env::args_os().skip(1));
+    match outcome {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
+        Err(error) => {
+            let text = chain(&error);
+            log::error!("{text}");
+            // --log may be a file only the shim reads; a person looks at standard error.
+            eprintln!("holdfast: {text}");
+            ExitCode::from(if exec { 255 } else { 1 })
+        }
+    }
+}

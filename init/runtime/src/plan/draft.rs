@@ -1,0 +1,77 @@
+//! A plan in the making, with the descriptors it mentions.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use holdfast_plan::Step;
+
+use super::{PlanBuilder, PlanImage};
+use crate::error::{Doing, Error, Result};
+use crate::sys::fd;
+
+/// Steps, and the descriptors that must stay open until the process has been cloned.
+#[derive(Debug)]
+pub struct Draft {
+    builder: PlanBuilder,
+    kept: Vec<OwnedFd>,
+    floor: RawFd,
+}
+
+impl Draft {
+    /// A draft whose first step keeps `preserve` descriptors from 3 on open over the last
+    /// execve. Descriptors of the plan are numbered above those.
+    pub fn new(preserve: u32) -> Result<Self> {
+        let floor = i32::try_from(preserve)
+            .ok()
+            .and_then(|count| count.checked_add(3))
+            .ok_or_else(|| Error::Usage(format!("--preserve-fds {preserve} is too large")))?;
+        let mut builder = PlanBuilder::new();
+        builder.push(
+            Step::PreserveFds { count: preserve },
+            "mark inherited descriptors close-on-exec",
+        );
+        Ok(Self {
+            builder,
+            kept: Vec::new(),
+            floor,
+        })
+    }
+
+    /// Appends a step; `label` completes "failed to …".
+    pub fn push(&mut self, step: Step<'_>, label: impl Into<String>) {
+        self.builder.push(step, label);
+    }
+
+    /// Keeps an inheritable descriptor open for the new process and returns its number, which
+    /// is above those that the user's process keeps.
+    ///
+    /// # Errors
+    /// EMFILE, when it has to be moved.
+    pub fn keep(&mut self, file: OwnedFd) -> Result<RawFd> {
+        let file = if file.as_raw_fd() < self.floor {
+            fd::inherited_above(file.as_fd(), self.floor)
+                .doing(|| "move a descriptor above the preserved ones".into())?
+        } else {
+            file
+        };
+        let number = file.as_raw_fd();
+        self.kept.push(file);
+        Ok(number)
+    }
+
+    /// The finished plan, and what must stay open until the clone.
+    ///
+    /// # Errors
+    /// When the plan exceeds 4 GiB.
+    pub fn finish(self) -> Result<(PlanImage, Vec<OwnedFd>)> {
+        let image = self
+            .builder
+            .finish()
+            .map_err(|_| Error::spec("config.json", "is too large"))?;
+        Ok((image, self.kept))
+    }
+
+    /// The lowest number a descriptor of ours may have.
+    pub fn floor(&self) -> RawFd {
+        self.floor
+    }
+}

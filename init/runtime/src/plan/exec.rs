@@ -1,0 +1,72 @@
+//! The plan of an additional process in a running container.
+
+use std::os::fd::OwnedFd;
+
+use holdfast_plan::{Point, Step};
+use oci_spec::runtime::Process;
+
+use super::create::{Prepared, console, labels, wait};
+use super::filter::Filter;
+use super::{Draft, identity};
+use crate::error::Result;
+
+/// What the plan depends on.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    /// The process.
+    pub process: &'a Process,
+    /// Its environment, completed.
+    pub env: &'a [String],
+    /// The container's init process, and which of its namespaces to join.
+    pub join: Option<(OwnedFd, u32)>,
+    /// The root directory of init, for a container without a mount namespace.
+    pub root: Option<OwnedFd>,
+    /// The container has a user namespace of its own.
+    pub user_namespace: bool,
+    /// The container's filter.
+    pub filter: Option<&'a Filter>,
+    /// The console socket, inheritable.
+    pub console: Option<OwnedFd>,
+    /// `--preserve-fds`.
+    pub preserve_fds: u32,
+}
+
+/// Writes the plan.
+///
+/// # Errors
+/// What the process asks for and cannot have.
+pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
+    let process = inputs.process;
+    let mut draft = Draft::new(inputs.preserve_fds)?;
+    // Before joining: the labels go through the host's procfs.
+    labels(
+        &mut draft,
+        process.apparmor_profile().as_deref(),
+        process.selinux_label().as_deref(),
+    )?;
+    // From the moment it is in the container's pid namespace others in there can see it.
+    draft.push(Step::NonDumpable {}, "protect itself from being traced");
+    if let Some((pidfd, flags)) = inputs.join {
+        let fd = draft.keep(pidfd)?;
+        draft.push(Step::Join { fd, flags }, "join the container's namespaces");
+    }
+    if let Some(root) = inputs.root {
+        let fd = draft.keep(root)?;
+        draft.push(Step::UseRoot { fd }, "use the container's root");
+        draft.push(Step::Chroot {}, "change into the container's root");
+    }
+    if inputs.user_namespace {
+        draft.push(Step::BecomeRoot {}, "become root of the user namespace");
+    }
+    draft.push(Step::NewSession {}, "start a session");
+    if let Some(socket) = inputs.console {
+        console(&mut draft, process, socket, false)?;
+    }
+    identity::limits(&mut draft, process)?;
+    identity::become_process(&mut draft, process, inputs.filter, true, false)?;
+    wait(&mut draft, Point::Ready, false);
+    identity::execute(&mut draft, process, inputs.env)?;
+    let floor = draft.floor();
+    let (image, kept) = draft.finish()?;
+    Ok(Prepared { image, kept, floor })
+}

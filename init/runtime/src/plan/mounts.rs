@@ -1,0 +1,231 @@
+//! `mounts`, the root file system and what is masked.
+
+use std::ffi::CString;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use holdfast_cgroups::{Cgroup, Hierarchies};
+use holdfast_plan::{Step, TargetKind};
+use oci_spec::runtime::Mount;
+
+use super::Draft;
+use super::cgroup_mounts;
+use super::options::{self, Options};
+use crate::bundle::{Bundle, clean, cstring};
+use crate::error::{Doing, Error, Result};
+use crate::sys::fd;
+
+/// What cgroup mounts need to know.
+pub(super) struct Cgroups<'a> {
+    pub(super) hierarchies: &'a Hierarchies,
+    pub(super) cgroup: Option<&'a Cgroup>,
+    pub(super) namespace: bool,
+}
+
+/// The default of `rootfsPropagation`: nothing of the container reaches the host, unmounts on
+/// the host reach the container (a container that pins them is incident 3).
+const DEFAULT_PROPAGATION: u64 = libc::MS_SLAVE | libc::MS_REC;
+
+/// `linux.rootfsPropagation` as flags; 0 when it is not given.
+pub(super) fn root_propagation(word: Option<&str>) -> Result<u64> {
+    match word {
+        None | Some("") => Ok(0),
+        Some(word) => options::propagation(word).ok_or_else(|| {
+            Error::spec(
+                "linux.rootfsPropagation",
+                format!(
+                    "{word:?} is not one of private, shared, slave, unbindable and their r-forms"
+                ),
+            )
+        }),
+    }
+}
+
+/// Attaches the root file system. Afterwards all paths of steps are inside it.
+pub(super) fn root(draft: &mut Draft, bundle: &Bundle, propagation: u64) -> Result<()> {
+    let inherited = if propagation == 0 {
+        DEFAULT_PROPAGATION
+    } else {
+        propagation | libc::MS_REC
+    };
+    // Unbindable would refuse the bind mounts of sources below the root itself; the tree
+    // that becomes the root gets it at the end.
+    let inherited = if inherited & libc::MS_UNBINDABLE != 0 {
+        libc::MS_PRIVATE | libc::MS_REC
+    } else {
+        inherited
+    };
+    draft.push(
+        Step::Propagation { flags: inherited },
+        "set the propagation of inherited mounts",
+    );
+    let path = cstring("root.path", &bundle.rootfs)?;
+    let tree = fd::clone_tree(&path, true, true)
+        .doing(|| format!("clone the mount of {}", bundle.rootfs.display()))?;
+    let tree = draft.keep(tree)?;
+    draft.push(
+        Step::AttachRoot {
+            fd: tree,
+            path: &path,
+            propagation: inherited,
+        },
+        format!("attach the root file system {}", bundle.rootfs.display()),
+    );
+    Ok(())
+}
+
+/// All entries of `mounts`, in their order.
+pub(super) fn all(draft: &mut Draft, bundle: &Bundle, cgroups: &Cgroups<'_>) -> Result<()> {
+    for (at, mount) in bundle.spec.mounts().iter().flatten().enumerate() {
+        one(draft, bundle, cgroups, mount).map_err(|error| in_mount(error, at, mount))?;
+    }
+    Ok(())
+}
+
+fn in_mount(error: Error, at: usize, mount: &Mount) -> Error {
+    match error {
+        Error::Spec { field, problem } => Error::Spec {
+            field: format!("mounts[{at}] ({}): {field}", mount.destination().display()),
+            problem,
+        },
+        Error::Unsupported { what } => Error::Unsupported {
+            what: format!("{what} (mounts[{at}], {})", mount.destination().display()),
+        },
+        other => other,
+    }
+}
+
+fn one(draft: &mut Draft, bundle: &Bundle, cgroups: &Cgroups<'_>, mount: &Mount) -> Result<()> {
+    if mount.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())
+        || mount.gid_mappings().as_ref().is_some_and(|m| !m.is_empty())
+    {
+        return Err(Error::Unsupported {
+            what: "an id-mapped mount".into(),
+        });
+    }
+    let options = options::parse(mount.options().as_deref().unwrap_or_default())?;
+    let target = target(mount)?;
+    let typ = mount.typ().as_deref().unwrap_or_default();
+    if options.bind.is_some() || typ == "bind" {
+        return bind(draft, bundle, mount, &options, &target);
+    }
+    if typ == "cgroup" || typ == "cgroup2" {
+        return cgroup_mounts::push(draft, cgroups, &options, &target);
+    }
+    if typ.is_empty() {
+        return Err(Error::spec(
+            "type",
+            "is needed when the mount is no bind mount",
+        ));
+    }
+    let source = mount.source().as_deref().unwrap_or_else(|| Path::new(typ));
+    file_system(draft, typ, source, &options, &target)
+}
+
+/// The target as the steps take it: absolute, lexically clean.
+fn target(mount: &Mount) -> Result<CString> {
+    cstring(
+        "destination",
+        clean(&Path::new("/").join(mount.destination())),
+    )
+}
+
+pub(super) fn file_system(
+    draft: &mut Draft,
+    typ: &str,
+    source: &Path,
+    options: &Options,
+    target: &CString,
+) -> Result<()> {
+    // The kernel's own file systems are only mounted on real directories of the root file
+    // system, and /dev is where devices are made afterwards.
+    let nofollow = matches!(typ, "proc" | "sysfs") || target.as_bytes() == b"/dev";
+    draft.push(
+        Step::MountFs {
+            fstype: &cstring("type", typ)?,
+            source: &cstring("source", source)?,
+            target,
+            flags: options.flags,
+            propagation: options.propagation,
+            data: &cstring("options", options.data.join(","))?,
+            nofollow,
+            attr_set: options.rec_attr_set,
+            attr_clr: options.rec_attr_clr,
+        },
+        format!(
+            "mount {typ} on {}{}",
+            target.to_string_lossy(),
+            if nofollow {
+                ", which must be a directory and not a symlink"
+            } else {
+                ""
+            }
+        ),
+    );
+    Ok(())
+}
+
+fn bind(
+    draft: &mut Draft,
+    bundle: &Bundle,
+    mount: &Mount,
+    options: &Options,
+    target: &CString,
+) -> Result<()> {
+    let source = mount
+        .source()
+        .as_ref()
+        .ok_or_else(|| Error::spec("source", "is needed for a bind mount"))?;
+    let source = bundle.path.join(source);
+    // The bare type "bind" without the option means rbind, as runc takes it.
+    let recursive = options.bind.unwrap_or(true);
+    let tree = fd::clone_tree(&cstring("source", &source)?, recursive, false).doing(|| {
+        format!(
+            "bind {} to {}",
+            source.display(),
+            mount.destination().display()
+        )
+    })?;
+    let kind = match nix::sys::stat::fstat(std::os::fd::AsRawFd::as_raw_fd(&tree.as_fd())) {
+        Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => TargetKind::Directory,
+        Ok(_) => TargetKind::File,
+        Err(errno) => return Err(errno).doing(|| format!("inspect {}", source.display())),
+    };
+    let tree = draft.keep(tree)?;
+    draft.push(
+        Step::MountTree {
+            fd: tree,
+            target,
+            kind,
+            attr_set: options.attr_set,
+            attr_clr: options.attr_clr,
+            propagation: options.propagation,
+            rec_attr_set: options.rec_attr_set,
+            rec_attr_clr: options.rec_attr_clr,
+        },
+        format!("bind {} to {}", source.display(), target.to_string_lossy()),
+    );
+    Ok(())
+}
+
+/// `maskedPaths` and `readonlyPaths`.
+pub(super) fn covers(draft: &mut Draft, bundle: &Bundle) -> Result<()> {
+    let linux = bundle.linux()?;
+    for path in linux.readonly_paths().iter().flatten() {
+        draft.push(
+            Step::Readonly {
+                path: &cstring("linux.readonlyPaths", clean(&Path::new("/").join(path)))?,
+            },
+            format!("make {path} read-only"),
+        );
+    }
+    for path in linux.masked_paths().iter().flatten() {
+        draft.push(
+            Step::Mask {
+                path: &cstring("linux.maskedPaths", clean(&Path::new("/").join(path)))?,
+            },
+            format!("mask {path}"),
+        );
+    }
+    Ok(())
+}

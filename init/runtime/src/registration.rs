@@ -1,0 +1,69 @@
+//! *Register before run*: handing a new process to the shim that started us.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use holdfast_record::Deadline;
+use holdfast_record::barrier::{ACK, ENV, Frame};
+
+use crate::error::{Error, Result};
+use crate::link::wait_readable;
+use crate::sys::fd;
+
+/// The inherited socket to the shim, when a shim started us.
+#[derive(Debug)]
+pub(crate) struct Shim {
+    socket: OwnedFd,
+}
+
+impl Shim {
+    /// Takes the socket named in the environment.
+    ///
+    /// # Errors
+    /// When the variable names no open descriptor: a container without a keeper must not start.
+    pub(crate) fn from_environment() -> Result<Option<Self>> {
+        let Some(value) = std::env::var_os(ENV) else {
+            return Ok(None);
+        };
+        let number = value.to_str().and_then(|text| text.parse().ok());
+        let socket = number
+            .ok_or_else(|| std::io::Error::from_raw_os_error(libc::EINVAL))
+            .and_then(fd::adopt);
+        match socket {
+            Ok(socket) => Ok(Some(Self { socket })),
+            Err(source) => Err(Error::Io {
+                doing: format!("use the descriptor in {ENV}={}", value.display()),
+                source,
+            }),
+        }
+    }
+
+    /// Announces the process; the answer is awaited by [`Shim::confirm`], so that both sides
+    /// work meanwhile.
+    pub(crate) fn announce(&self, pid: i32, pidfd: BorrowedFd<'_>) -> Result<()> {
+        let frame = Frame::Registered {
+            pid: pid.cast_unsigned(),
+        };
+        fd::send_fd(self.socket.as_fd(), &frame.encode(), pidfd)
+            .map_err(|source| Error::Barrier { source })
+    }
+
+    /// Waits until the shim has stored the process.
+    pub(crate) fn confirm(&self, pid: i32, deadline: &Deadline) -> Result<()> {
+        wait_readable(&[self.socket.as_fd()], deadline, pid)?;
+        let mut answer = [0; 1];
+        match fd::receive_fd(self.socket.as_fd(), &mut answer) {
+            Ok((1, _)) if answer[0] == ACK => Ok(()),
+            Ok(_) => Err(Error::Barrier {
+                source: std::io::Error::other("end of file instead of an answer"),
+            }),
+            Err(source) => Err(Error::Barrier { source }),
+        }
+    }
+
+    /// Tells the shim why nothing came of it.
+    pub(crate) fn failed(&self, text: &str) {
+        let frame = Frame::Failed { text: text.into() };
+        // A shim that is gone reads nothing; the log and the exit code remain.
+        let _ = fd::send(self.socket.as_fd(), &frame.encode());
+    }
+}

@@ -1,0 +1,230 @@
+//! The one clone of a create or exec.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use holdfast_cgroups::Entrance;
+use holdfast_plan::report::{Fault, MAX_FRAME, Report};
+
+/// What the new process starts with.
+pub(crate) struct Clone3<'a> {
+    /// `CLONE_NEW*`.
+    pub(crate) namespaces: u64,
+    /// Make it a child of our parent (`CLONE_PARENT`).
+    pub(crate) sibling: bool,
+    /// Start inside this cgroup v2 directory.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// The image to execute.
+    pub(crate) image: BorrowedFd<'a>,
+    /// argv of the image.
+    pub(crate) args: [&'a CStr; 3],
+    /// The only close-on-exec descriptor the image keeps.
+    pub(crate) keep: BorrowedFd<'a>,
+    /// v1 cgroups that the child enters by itself before it executes the image.
+    pub(crate) entrance: Option<&'a Entrance>,
+    /// fds 0 to 2 of the child, when they are not ours.
+    pub(crate) stdio: Option<[BorrowedFd<'a>; 3]>,
+}
+
+/// A process that was just made, not waited for.
+pub(crate) struct Cloned {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Clones and executes the image in the child.
+///
+/// The caller must be single-threaded only in so far as the child, between clone and
+/// execve, makes nothing but system calls: no allocation, no lock.
+pub(crate) fn clone_and_execute(request: &Clone3<'_>) -> io::Result<Cloned> {
+    let mut pidfd: libc::c_int = -1;
+    let argv = [
+        request.args[0].as_ptr(),
+        request.args[1].as_ptr(),
+        request.args[2].as_ptr(),
+        std::ptr::null(),
+    ];
+    let pid = clone3(request, &mut pidfd)?;
+    if pid == 0 {
+        // SAFETY: the child of a clone without CLONE_VM has its own copy of this stack; it
+        // only makes system calls on memory prepared above and leaves by execveat or _exit.
+        unsafe {
+            libc::fcntl(request.keep.as_raw_fd(), libc::F_SETFD, 0);
+            if let Some(Err(error)) = request.entrance.map(Entrance::enter) {
+                give_up(request, &error, b"enter the v1 cgroups");
+            }
+            if let Some(stdio) = &request.stdio {
+                for (to, from) in (0..).zip(stdio) {
+                    libc::dup2(from.as_raw_fd(), to);
+                }
+            }
+            let envp = [std::ptr::null::<libc::c_char>()];
+            libc::syscall(
+                libc::SYS_execveat,
+                request.image.as_raw_fd(),
+                c"".as_ptr(),
+                argv.as_ptr(),
+                envp.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            );
+            give_up(request, &io::Error::last_os_error(), b"execveat");
+        }
+    }
+    // SAFETY: clone3 succeeded with CLONE_PIDFD, so the kernel stored a new descriptor that
+    // nobody else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Cloned { pid, pidfd })
+}
+
+/// Tells the parent why the image did not start, and ends the child. No allocation.
+fn give_up(request: &Clone3<'_>, error: &io::Error, what: &[u8]) -> ! {
+    let mut frame = [0; MAX_FRAME];
+    let len = Report::Failed(Fault {
+        step: u32::MAX,
+        errno: error.raw_os_error().unwrap_or(0),
+        detail: what,
+    })
+    .write(&mut frame);
+    // SAFETY: `frame` has at least `len` bytes; _exit ends the child without running the
+    // parent's exit handlers.
+    unsafe {
+        libc::write(request.keep.as_raw_fd(), frame.as_ptr().cast(), len);
+        libc::_exit(124)
+    }
+}
+
+/// linux/sched.h; libc's constant does not fit its type.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+fn clone3(request: &Clone3<'_>, pidfd: &mut libc::c_int) -> io::Result<i32> {
+    let mut flags = request.namespaces | libc::CLONE_PIDFD.cast_unsigned() as u64;
+    if request.sibling {
+        flags |= libc::CLONE_PARENT.cast_unsigned() as u64;
+    }
+    // SAFETY: all-zero bytes are a valid clone_args: no stack, no tid, no tls.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    if let Some(cgroup) = request.cgroup {
+        flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd().cast_unsigned().into();
+    }
+    args.flags = flags;
+    args.pidfd = std::ptr::from_mut(pidfd) as u64;
+    // With CLONE_PARENT the kernel takes our own exit signal and wants 0 here.
+    args.exit_signal = if request.sibling {
+        0
+    } else {
+        libc::SIGCHLD.cast_unsigned().into()
+    };
+    // SAFETY: `args` is valid for its size; without CLONE_VM the child gets a copy of the
+    // address space and continues on its own copy of this stack, as after fork.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const args,
+            size_of::<libc::clone_args>(),
+        )
+    };
+    match i32::try_from(pid) {
+        Ok(pid) if pid >= 0 => Ok(pid),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Runs `body` in a child that shares our descriptors and waits for it; the value it returns
+/// (0 to 255) is its exit code.
+///
+/// For the one case that needs a process in between: joining an existing user namespace
+/// before new namespaces are made. Descriptors opened by the child are ours, too.
+pub(crate) fn in_between(body: impl FnOnce() -> u8) -> io::Result<u8> {
+    // SAFETY: no CLONE_VM: the child works on a copy of our memory, as after fork; CLONE_FILES
+    // shares the descriptor table, which `body` is meant to fill. The runtime has one thread.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            libc::CLONE_FILES | libc::SIGCHLD,
+            0,
+            0,
+            0,
+            0,
+        )
+    };
+    if pid == 0 {
+        let code = body();
+        // SAFETY: ends the child without running the parent's exit handlers.
+        unsafe { libc::_exit(code.into()) };
+    }
+    let Ok(pid) = i32::try_from(pid) else {
+        return Err(io::Error::last_os_error());
+    };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is a valid place for the result.
+        if unsafe { libc::waitpid(pid, &raw mut status, 0) } == pid {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    if libc::WIFEXITED(status) {
+        Ok(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX))
+    } else {
+        Err(io::Error::other("the process in between was killed"))
+    }
+}
+
+/// Waits for a child by its pidfd without hanging; `None` when it is no child of ours or runs.
+pub(crate) fn wait_pidfd(pidfd: BorrowedFd<'_>, block: bool) -> Option<(i32, i32)> {
+    // SAFETY: all-zero bytes are a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let id = pidfd.as_raw_fd().cast_unsigned();
+    let flags = libc::WEXITED | if block { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: `info` is a valid place for the result.
+        let done = unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, flags) };
+        if done == 0 {
+            break;
+        }
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return None;
+        }
+    }
+    // SAFETY: waitid succeeded: the union holds the SIGCHLD fields (all zero when nobody ended).
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    (pid != 0).then_some((info.si_code, status))
+}
+
+/// Sends a signal by pidfd.
+pub(crate) fn signal_pidfd(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: integers only; a null siginfo asks for the default one.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// `pidfd_open`.
+pub(crate) fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: integers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match i32::try_from(fd) {
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,8 @@
+//! All unsafe code of the runtime.
+#![allow(unsafe_code)]
+
+pub(crate) mod clone;
+pub(crate) mod fd;
+pub(crate) mod probe;
+pub(crate) mod signals;
+pub(crate) mod spawn;

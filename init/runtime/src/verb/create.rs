@@ -1,0 +1,476 @@
+//! `create`: everything up to the moment before the user's program runs.
+//!
+//! ```text
+//! take the id ─> cgroup ─> plan ─> state.json ─> clone ─> register with the shim
+//!   ─> maps, attach, limits (while init mounts) ─> hooks ─> init says ready ─> pid file
+//! ```
+//! Whatever fails after the id was taken is undone in reverse. A create that is *killed* leaves
+//! `state.json` behind, which names all there is to remove; init notices the closed socket
+//! and ends.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use holdfast_cgroups::{Cgroup, CgroupPath, Driver, Hierarchies, When, default_device_rules};
+use holdfast_plan::Point;
+use holdfast_record::{ContainerId, Deadline, Timestamp};
+use holdfast_seccomp::ContainerProcessState;
+use libcontainer::user_ns::UserNamespaceConfig;
+use oci_spec::runtime::{LinuxNamespaceType as Type, LinuxResources};
+
+use super::{Context, environment, state};
+use crate::bundle::{Bundle, cstring, is_new};
+use crate::error::{Doing, Error, Result};
+use crate::hooks::{HookNamespaces, HookStage, run_hooks};
+use crate::launch::{Launch, launch};
+use crate::link::Link;
+use crate::plan::create::{Inputs, has_create_hooks, prepare};
+use crate::plan::filter::Filter;
+use crate::plan::namespaces::{Namespaces, flag};
+use crate::registration::Shim;
+use crate::state::{Saved, SavedListener, StateDir, write_whole};
+use crate::sys::fd;
+use crate::terminal;
+
+/// How long create may take without its hooks, which have deadlines of their own.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long the removal of a failed create's cgroup may take.
+const UNDO_LIMIT: Duration = Duration::from_secs(5);
+/// Parent of cgroups whose path the specification leaves open.
+const DEFAULT_CGROUP_PARENT: &str = "/holdfast";
+
+/// Options of `create` and `run`.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `--bundle`.
+    pub bundle: PathBuf,
+    /// `--console-socket`.
+    pub console_socket: Option<PathBuf>,
+    /// `--pidfd-socket`.
+    pub pidfd_socket: Option<PathBuf>,
+    /// `--pid-file`.
+    pub pid_file: Option<PathBuf>,
+    /// `--no-pivot`.
+    pub no_pivot: bool,
+    /// `--no-new-keyring`.
+    pub no_new_keyring: bool,
+    /// `--preserve-fds`, and what `LISTEN_FDS` adds.
+    pub preserve_fds: u32,
+}
+
+/// Who takes the terminal's master.
+#[derive(Debug)]
+pub(super) enum Console {
+    /// Nobody: the specification must not ask for a terminal.
+    Detached,
+    /// Us, over the given socket: `run` in the foreground.
+    Foreground(OwnedFd),
+}
+
+/// A container that was created.
+#[derive(Debug)]
+pub(super) struct Created {
+    pub(super) link: Link,
+}
+
+/// Creates a container; it waits for `start` afterwards.
+///
+/// # Errors
+/// The step that failed. Nothing is left behind then, except what cannot be removed, which is
+/// logged.
+pub fn create(context: &Context, id: &ContainerId, options: &Options) -> Result<()> {
+    let shim = Shim::from_environment()?;
+    let made = create_with(context, id, options, Console::Detached, shim.as_ref());
+    if let (Err(error), Some(shim)) = (&made, &shim) {
+        shim.failed(&crate::error::chain(error));
+    }
+    made.map(drop)
+}
+
+pub(super) fn create_with(
+    context: &Context,
+    id: &ContainerId,
+    options: &Options,
+    console: Console,
+    shim: Option<&Shim>,
+) -> Result<Created> {
+    let bundle = Bundle::load(&options.bundle)?;
+    let console = console_socket(&bundle, options, console)?;
+    let dir = StateDir::create(&context.root, id)?;
+    let mut undo = Undo {
+        dir: &dir,
+        cgroup: None,
+    };
+    let made = Creation {
+        context,
+        id,
+        options,
+        bundle: &bundle,
+        dir: &dir,
+        deadline: Deadline::named("create", LIMIT, "create"),
+    }
+    .run(console, shim, &mut undo);
+    if made.is_err() {
+        undo.all();
+    }
+    made
+}
+
+/// The console socket, connected, or the reason why there cannot be one.
+fn console_socket(bundle: &Bundle, options: &Options, console: Console) -> Result<Option<OwnedFd>> {
+    let terminal = bundle.process()?.terminal().unwrap_or(false);
+    match (terminal, &options.console_socket, console) {
+        (true, Some(path), _) => terminal::connect(path).map(Some),
+        (true, None, Console::Foreground(socket)) => Ok(Some(socket)),
+        (true, None, Console::Detached) => Err(Error::Usage(
+            "cannot allocate tty if runc will detach without setting console socket: \
+             process.terminal is true, so --console-socket is needed"
+                .into(),
+        )),
+        (false, Some(_), _) => Err(Error::Usage(
+            "cannot use console socket if runc will not detach or allocate tty: \
+             process.terminal is false"
+                .into(),
+        )),
+        (false, None, _) => Ok(None),
+    }
+}
+
+/// What a failed create takes back.
+struct Undo<'a> {
+    dir: &'a StateDir,
+    cgroup: Option<Cgroup>,
+}
+
+impl Undo<'_> {
+    fn all(&self) {
+        if let Some(cgroup) = &self.cgroup {
+            if let Err(error) = cgroup.kill_and_remove(Instant::now() + UNDO_LIMIT) {
+                log::error!("failed create: {}", crate::error::chain(&error));
+                // Its place is recorded in state.json: `delete --force` can try again.
+                return;
+            }
+            cgroup.remove_made_parents();
+        }
+        if let Err(error) = self.dir.remove() {
+            log::error!("failed create: {}", crate::error::chain(&error));
+        }
+    }
+}
+
+struct Creation<'a> {
+    context: &'a Context,
+    id: &'a ContainerId,
+    options: &'a Options,
+    bundle: &'a Bundle,
+    dir: &'a StateDir,
+    deadline: Deadline,
+}
+
+impl Creation<'_> {
+    fn run(
+        &self,
+        console: Option<OwnedFd>,
+        shim: Option<&Shim>,
+        undo: &mut Undo<'_>,
+    ) -> Result<Created> {
+        let bundle = self.bundle;
+        let linux = bundle.linux()?;
+        let list = bundle.namespaces();
+        if self.context.systemd_cgroup {
+            return Err(Error::Unsupported {
+                what: "the systemd cgroup driver (--systemd-cgroup)".into(),
+            });
+        }
+        let hierarchies = Hierarchies::detect()?;
+        let path = CgroupPath::new(
+            linux.cgroups_path().as_deref(),
+            Driver::Cgroupfs,
+            DEFAULT_CGROUP_PARENT,
+            self.id.as_str(),
+        )?;
+        let resources = linux.resources().as_ref();
+        let cgroup = undo
+            .cgroup
+            .insert(Cgroup::create(&hierarchies, &path, resources)?);
+        let devices = device_rules(resources);
+        // Before anybody is inside: a rule set is not replaced in one piece on v1.
+        cgroup.apply(&devices, When::Create)?;
+        let into = cgroup.dir_fd()?;
+        let entrance = cgroup.entrance()?;
+        let pure_v2 = entrance.fds().len() == 0;
+        let namespaces = Namespaces::decide(list, pure_v2)?;
+        let filter = linux
+            .seccomp()
+            .as_ref()
+            .map(|profile| Filter::compile(profile, &self.context.seccomp_cache()))
+            .transpose()?;
+        let root = environment::open_root(&bundle.rootfs);
+        let env = environment::complete(bundle.process()?, root.as_ref());
+        // From inside another user namespace nobody may be cloned into a v2 group.
+        let attached_late = into.is_some() && !namespaces.in_between.is_empty();
+        let prepared = prepare(Inputs {
+            bundle,
+            id: self.id.as_str(),
+            namespaces: &namespaces,
+            hierarchies: &hierarchies,
+            cgroup: Some(cgroup),
+            attached_late,
+            filter: filter.as_ref(),
+            env: &env,
+            gate: self.gate()?,
+            console,
+            preserve_fds: self.options.preserve_fds,
+            no_pivot: self.options.no_pivot,
+            no_keyring: self.options.no_new_keyring,
+        })?;
+        self.save(cgroup, filter.as_ref())?;
+        let mut link = launch(
+            &Launch {
+                namespaces: &namespaces,
+                cgroup: into,
+                entrance: Some(&entrance),
+                sibling: shim.is_some(),
+                stdio: None,
+            },
+            prepared,
+        )?
+        .for_program(program(bundle)?);
+        let limits = Limits {
+            cgroup,
+            resources,
+            attach: attached_late,
+        };
+        let made = self.accompany(&mut link, shim, &limits, filter.as_ref());
+        if made.is_err() {
+            link.kill();
+        }
+        made.map(|()| Created { link })
+    }
+
+    /// Both ends of both fifos: opened for reading and writing, an open never blocks and a
+    /// read never sees an end of file.
+    fn gate(&self) -> Result<(OwnedFd, OwnedFd)> {
+        let make = |path: PathBuf| -> Result<OwnedFd> {
+            let doing = || format!("make {}", path.display());
+            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600))
+                .doing(doing)?;
+            fd::open_inherited(&cstring("--root", &path)?, libc::O_RDWR).doing(doing)
+        };
+        Ok((make(self.dir.start_fifo())?, make(self.dir.result_fifo())?))
+    }
+
+    fn save(&self, cgroup: &Cgroup, filter: Option<&Filter>) -> Result<()> {
+        let spec = &self.bundle.spec;
+        self.dir.save(&Saved {
+            version: crate::state::version(),
+            oci_version: spec.version().clone(),
+            id: self.id.clone(),
+            bundle: self.bundle.path.clone(),
+            rootfs: self.bundle.rootfs.clone(),
+            created: Timestamp::now(),
+            owner: nix::unistd::Uid::current().as_raw(),
+            annotations: spec.annotations().clone().unwrap_or_default(),
+            cgroup: Some(cgroup.save()),
+            namespaces: self.bundle.namespaces().iter().map(|n| n.typ()).collect(),
+            process: self.bundle.process()?.clone(),
+            hooks: spec.hooks().clone(),
+            seccomp: filter.map(|filter| filter.saved.clone()),
+        })?;
+        match filter {
+            Some(filter) => self.dir.save_filter(&filter.program),
+            None => Ok(()),
+        }
+    }
+
+    /// The parent's part while init works.
+    fn accompany(
+        &self,
+        link: &mut Link,
+        shim: Option<&Shim>,
+        limits: &Limits<'_>,
+        filter: Option<&Filter>,
+    ) -> Result<()> {
+        if let Some(shim) = shim {
+            shim.announce(link.pid, link.pidfd.as_fd())?;
+        }
+        self.dir.save_init(link.pid)?;
+        if is_new(self.bundle.namespaces(), Type::User) {
+            write_maps(self.bundle, link.pid)?;
+            link.go()?;
+        }
+        limits.impose(link)?;
+        if let Some(value) = self.bundle.process()?.oom_score_adj() {
+            set_oom_score(link.pid, value)?;
+        }
+        if has_create_hooks(self.bundle) {
+            let deadline = self.deadline.for_step("create: waiting for the mounts");
+            link.reach(Point::Hooks, &deadline, unexpected_listener)?;
+            self.hooks(link)?;
+            link.go()?;
+        }
+        let listener = filter.and_then(|filter| filter.saved.listener.clone());
+        let deadline = self
+            .deadline
+            .for_step("create: waiting for the container to be ready");
+        link.reach(Point::Ready, &deadline, |pid, fd| {
+            send_listener(self.context, self.id, listener.as_ref(), pid, &fd)
+        })?;
+        if let Some(path) = &self.options.pidfd_socket {
+            let socket = terminal::connect(path)?;
+            fd::send_fd(socket.as_fd(), b"pidfd", link.pidfd.as_fd())
+                .doing(|| format!("send the pidfd to {}", path.display()))?;
+        }
+        if let Some(path) = &self.options.pid_file {
+            write_whole(path, link.pid.to_string().as_bytes(), 0o644)?;
+        }
+        if let Some(shim) = shim {
+            let deadline = self
+                .deadline
+                .for_step("create: waiting for the shim to register the process");
+            shim.confirm(link.pid, &deadline)?;
+        }
+        Ok(())
+    }
+
+    #[allow(deprecated)]
+    fn hooks(&self, link: &Link) -> Result<()> {
+        let Some(hooks) = self.bundle.spec.hooks() else {
+            return Ok(());
+        };
+        let state = state::for_hooks(self.context, self.id, state::HookStatus::Creating)?;
+        let stages = [
+            (HookStage::Prestart, hooks.prestart()),
+            (HookStage::CreateRuntime, hooks.create_runtime()),
+        ];
+        for (stage, list) in stages {
+            let list = list.as_deref().unwrap_or_default();
+            run_hooks(stage, list, &state, &self.bundle.path, None)?;
+        }
+        let list = hooks.create_container().as_deref().unwrap_or_default();
+        let join = HookNamespaces {
+            pidfd: link.pidfd.as_fd(),
+            flags: i32::try_from(join_flags(self.bundle)).unwrap_or(0),
+        };
+        run_hooks(
+            HookStage::CreateContainer,
+            list,
+            &state,
+            &self.bundle.path,
+            Some(&join),
+        )?;
+        Ok(())
+    }
+}
+
+/// What to join to be where the container is.
+fn join_flags(bundle: &Bundle) -> u64 {
+    bundle
+        .namespaces()
+        .iter()
+        .fold(0, |flags, namespace| flags | flag(namespace.typ()))
+}
+
+/// Control groups of the new process.
+struct Limits<'a> {
+    cgroup: &'a Cgroup,
+    resources: Option<&'a LinuxResources>,
+    /// The process has to be moved in, and waits for that.
+    attach: bool,
+}
+
+impl Limits<'_> {
+    /// Everything but the device rules, while init works.
+    fn impose(&self, link: &Link) -> Result<()> {
+        if self.attach {
+            self.cgroup.attach(link.pid)?;
+        }
+        if let Some(resources) = self.resources {
+            let mut limits = resources.clone();
+            limits.set_devices(None);
+            self.cgroup.apply(&limits, When::Create)?;
+        }
+        if self.attach {
+            link.go()?;
+        }
+        Ok(())
+    }
+}
+
+/// The device rules of the specification, and after them the devices every container has.
+fn device_rules(resources: Option<&LinuxResources>) -> LinuxResources {
+    let mut rules = resources
+        .and_then(|resources| resources.devices().clone())
+        .unwrap_or_default();
+    rules.extend(default_device_rules());
+    let mut devices = LinuxResources::default();
+    devices.set_devices(Some(rules));
+    devices
+}
+
+fn write_maps(bundle: &Bundle, pid: i32) -> Result<()> {
+    let map = |which| move |source| Error::UserMap { which, source };
+    let Some(config) = UserNamespaceConfig::new(&bundle.spec).map_err(map("id"))? else {
+        return Ok(());
+    };
+    let pid = nix::unistd::Pid::from_raw(pid);
+    config.write_uid_mapping(pid).map_err(map("uid"))?;
+    config.write_gid_mapping(pid).map_err(map("gid"))
+}
+
+pub(super) fn set_oom_score(pid: i32, value: i32) -> Result<()> {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    std::fs::write(&path, value.to_string()).doing(|| {
+        format!(
+            "set process.oomScoreAdj to {value} in {path} \
+             (lowering it needs CAP_SYS_RESOURCE)"
+        )
+    })
+}
+
+fn program(bundle: &Bundle) -> Result<String> {
+    let args = bundle.process()?.args();
+    Ok(args.iter().flatten().next().cloned().unwrap_or_default())
+}
+
+fn unexpected_listener(_: i32, _: OwnedFd) -> Result<()> {
+    Err(Error::Step {
+        doing: "wait for the mounts".into(),
+        detail: "a seccomp listener came before its time".into(),
+        source: None,
+    })
+}
+
+/// Hands the listener to the agent of `listenerPath`.
+pub(super) fn send_listener(
+    context: &Context,
+    id: &ContainerId,
+    listener: Option<&SavedListener>,
+    pid: i32,
+    fd: &OwnedFd,
+) -> Result<()> {
+    let Some(listener) = listener else {
+        return Err(Error::spec(
+            "linux.seccomp.listenerPath",
+            "is needed when a rule's action is SCMP_ACT_NOTIFY",
+        ));
+    };
+    let oci = state::oci_state(context, id)?;
+    ContainerProcessState::new(pid, listener.metadata.clone(), oci)
+        .send(
+            Path::new(&listener.path),
+            fd.as_fd(),
+            Duration::from_secs(10),
+        )
+        .map_err(|error| Error::Step {
+            doing: "hand the seccomp listener over".into(),
+            detail: crate::error::chain(&error),
+            source: None,
+        })
+}
+
+/// Whether an exec has to change its ids inside a user namespace.
+pub(super) fn has_user_namespace(saved: &Saved) -> bool {
+    saved.namespaces.contains(&Type::User)
+}

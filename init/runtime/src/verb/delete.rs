@@ -1,0 +1,119 @@
+//! `delete`: everything a container left on the host goes, however it came to its end.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use holdfast_record::{ContainerId, Deadline};
+
+use super::{Context, state};
+use crate::error::{Doing, Error, Result};
+use crate::hooks::{HookStage, run_hooks};
+use crate::link::wait_readable;
+use crate::state::{Container, StateDir, Status};
+use crate::sys::clone;
+
+/// How long processes may take to die, and again the cgroup to be removed.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Deletes a container; `force` also kills it, and is content when there is none.
+///
+/// # Errors
+/// [`Error::Status`] when it runs and `force` is not given.
+pub fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<()> {
+    let container = match context.container(id) {
+        Ok(container) => container,
+        Err(Error::NoContainer { .. }) if force => {
+            // A create that was killed before it wrote anything leaves an empty directory.
+            return StateDir::of(&context.root, id).remove();
+        }
+        Err(error @ Error::NoContainer { .. }) => {
+            StateDir::of(&context.root, id).remove()?;
+            return Err(error);
+        }
+        // A damaged record must not make a container undeletable for ever.
+        Err(error @ Error::Json { .. }) if force => {
+            log::error!(
+                "{}; its cgroup, if any, has to be removed by hand",
+                crate::error::chain(&error)
+            );
+            return StateDir::of(&context.root, id).remove();
+        }
+        Err(error) => return Err(error),
+    };
+    match container.status() {
+        Status::Stopped => {}
+        // Nothing of the user's has run yet; runc deletes it without force, too.
+        Status::Created => kill_init(&container)?,
+        Status::Creating if force => {}
+        Status::Running | Status::Paused if force => kill_init(&container)?,
+        status @ (Status::Running | Status::Paused | Status::Creating) => {
+            return Err(Error::Status {
+                operation: "delete (without --force)",
+                status: status.name(),
+            });
+        }
+    }
+    remove(context, &container)
+}
+
+fn kill_init(container: &Container) -> Result<()> {
+    let Ok(pid) = container.live_init() else {
+        return Ok(());
+    };
+    let pidfd = match clone::open_pidfd(pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+        Err(source) => {
+            return Err(Error::Io {
+                doing: format!("open a pidfd of process {pid}"),
+                source,
+            });
+        }
+    };
+    if !container.alive() {
+        return Ok(());
+    }
+    match clone::signal_pidfd(pidfd.as_fd(), libc::SIGKILL) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+        other => other.doing(|| format!("kill process {pid}"))?,
+    }
+    if let Some(cgroup) = container.cgroup() {
+        if let Err(error) = cgroup.thaw_all() {
+            if !error.is_gone() {
+                log::warn!("delete: {}", crate::error::chain(&error));
+            }
+        }
+    }
+    let deadline = Deadline::named(
+        "delete",
+        LIMIT,
+        "delete: waiting for the init process to die",
+    );
+    wait_readable(&[pidfd.as_fd()], &deadline, pid)
+}
+
+/// Removes cgroup and state, then runs the poststop hooks.
+pub(super) fn remove(context: &Context, container: &Container) -> Result<()> {
+    let saved = &container.saved;
+    let hooks = saved
+        .hooks
+        .as_ref()
+        .and_then(|hooks| hooks.poststop().as_deref())
+        .unwrap_or_default();
+    let state = if hooks.is_empty() {
+        Vec::new()
+    } else {
+        state::for_hooks(context, &saved.id, state::HookStatus::Stopped)?
+    };
+    if let Some(cgroup) = container.cgroup() {
+        // Whatever still is in there is the container's: init is dead.
+        cgroup.kill_and_remove(Instant::now() + LIMIT)?;
+        cgroup.remove_made_parents();
+    }
+    container.dir.remove()?;
+    // runtime-spec: a failing poststop hook is logged, the rest goes on.
+    if let Err(error) = run_hooks(HookStage::Poststop, hooks, &state, &saved.bundle, None) {
+        log::warn!("delete: {}", crate::error::chain(&error));
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! One module per command.
+
+pub mod create;
+pub mod delete;
+mod environment;
+pub mod exec;
+pub mod kill;
+pub mod list;
+pub mod pause;
+pub mod ps;
+pub mod run;
+pub mod start;
+pub mod state;
+pub mod update;
+
+use std::path::PathBuf;
+
+use holdfast_record::ContainerId;
+
+/// What every command knows from the global options.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// `--root`: where the state directories are.
+    pub root: PathBuf,
+    /// `--systemd-cgroup`.
+    pub systemd_cgroup: bool,
+}
+
+impl Context {
+    /// Where compiled filters are kept: beside the state, so that they end with the boot.
+    pub fn seccomp_cache(&self) -> PathBuf {
+        self.root.join(".seccomp")
+    }
+
+    /// Loads a container.
+    ///
+    /// # Errors
+    /// As [`crate::state::Container::load`].
+    pub fn container(&self, id: &ContainerId) -> crate::Result<crate::state::Container> {
+        crate::state::Container::load(&self.root, id)
+    }
+}

@@ -1,0 +1,44 @@
+//! `update`: new limits for a container, as a `LinuxResources` document.
+
+use std::io::Read;
+use std::path::Path;
+
+use holdfast_cgroups::When;
+use holdfast_record::ContainerId;
+use oci_spec::runtime::LinuxResources;
+
+use super::Context;
+use crate::error::{Doing, Error, Result};
+use crate::state::Status;
+
+/// A resources document is small; more than this is no such document: 1 MiB.
+const LIMIT: u64 = 1 << 20;
+
+/// Applies the document at `path` (`-`: standard input).
+///
+/// # Errors
+/// A document that is none, a container that has ended, a limit that is refused.
+pub fn update(context: &Context, id: &ContainerId, path: &Path) -> Result<()> {
+    let container = context.container(id)?;
+    let status = container.status();
+    if status == Status::Stopped || status == Status::Creating {
+        return Err(Error::Status {
+            operation: "update",
+            status: status.name(),
+        });
+    }
+    let mut text = Vec::new();
+    if path == Path::new("-") {
+        std::io::stdin().lock().take(LIMIT).read_to_end(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(LIMIT).read_to_end(&mut text))
+    }
+    .doing(|| format!("read the resources from {}", path.display()))?;
+    let resources: LinuxResources =
+        serde_json::from_slice(&text).map_err(|source| Error::Json {
+            path: path.to_owned(),
+            source,
+        })?;
+    let cgroup = container.cgroup().ok_or(Error::NotRunning)?;
+    Ok(cgroup.apply(&resources, When::Update)?)
+}
