@@ -273,7 +273,7 @@ impl Drop for Launch {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::zombie_processes)]
     use super::*;
     use holdfast_record::ExitStatus;
 

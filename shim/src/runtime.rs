@@ -372,35 +372,34 @@ impl Runtime {
         let mut registered = false;
         let mut buffer = vec![0u8; barrier::MAX_FRAME];
         loop {
-            // Once the runtime has ended all its frames are here; end of file may be long in
-            // coming if a child of it holds the socket, too.
-            if ended.is_some() {
-                match sys::receive_with_fd(socket.get_ref().as_fd(), &mut buffer) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(broken(error)),
-                    Ok(received) if received.len == 0 => break,
-                    Ok(received) => {
-                        if let Ok(Frame::Failed { text }) =
-                            Frame::decode(buffer.get(..received.len).unwrap_or_default())
-                        {
-                            failed = Some(text);
-                        }
+            let received = if ended.is_some() {
+                // All its frames are here; end of file may be long in coming if a child of
+                // it holds the socket, too.
+                sys::receive_with_fd(socket.get_ref().as_fd(), &mut buffer)
+            } else {
+                tokio::select! {
+                    biased;
+                    received = socket.async_io(tokio::io::Interest::READABLE, |fd| {
+                        sys::receive_with_fd(fd.as_fd(), &mut buffer)
+                    }) => received,
+                    () = tokio::time::sleep(deadline.remaining()) => {
+                        let state = kill_group(&child);
+                        return Err(RuntimeError::Deadline { verb, limit: deadline.limit(), state });
+                    }
+                    status = &mut child.ended => {
+                        ended = Some(status.map_err(|_| RuntimeError::GivenUp { verb })?);
                         continue;
                     }
                 }
-            }
-            let received = tokio::select! {
-                biased;
-                received = socket.async_io(tokio::io::Interest::READABLE, |fd| {
-                    sys::receive_with_fd(fd.as_fd(), &mut buffer)
-                }) => received.map_err(broken)?,
-                () = tokio::time::sleep(deadline.remaining()) => {
-                    let state = kill_group(&child);
-                    return Err(RuntimeError::Deadline { verb, limit: deadline.limit(), state });
-                }
-                status = &mut child.ended => {
-                    ended = Some(status.map_err(|_| RuntimeError::GivenUp { verb })?);
-                    continue;
+            };
+            let received = match received {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // It ended without reading our answer. Said once; its frames come after.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
+                Err(error) => {
+                    kill_group(&child);
+                    return Err(broken(error));
                 }
             };
             if received.len == 0 {
@@ -547,8 +546,7 @@ fn last_error(log: &Path) -> Option<String> {
         .ok()?;
     text.lines()
         .filter_map(|line| serde_json::from_str::<Entry>(line).ok())
-        .filter(|entry| entry.level == "error" && !entry.msg.is_empty())
-        .next_back()
+        .rfind(|entry| entry.level == "error" && !entry.msg.is_empty())
         .map(|entry| entry.msg)
 }
 

@@ -370,7 +370,7 @@ pub(crate) fn mount_overlay_layers(
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::zombie_processes)]
     use super::*;
 
     #[test]

@@ -45,6 +45,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::Mount;
+use containerd_shim_protos::ttrpc::proto::Code;
 use holdfast_cgroups::{Cgroup, Hierarchies};
 use holdfast_record::{ContainerId, ExecId, Namespace};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -219,7 +220,13 @@ impl Handle {
             .send(command(reply))
             .await
             .map_err(|_| Fault::no_container())?;
-        answer.await.map_err(|_| Fault::no_container())?
+        // Dropped without an answer: the step panicked, and was contained.
+        answer.await.map_err(|_| {
+            Fault::new(
+                Code::INTERNAL,
+                "the shim failed inside (panic contained, the container is untouched); see its log",
+            )
+        })?
     }
 }
 

@@ -5,6 +5,7 @@
 //! and Delete of the container come one after the other; everything else goes at once.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::ttrpc::proto::Code;
 use holdfast_cgroups::{Cgroup, When};
 use holdfast_record::ledger::{Kind, Pod, Record};
+use holdfast_record::logging::take_incident;
 use holdfast_record::process::{ProcessIdentity, describe};
 use holdfast_record::reason::Rpc;
 use holdfast_record::{ContainerId, ExecId, ExitStatus, Reason, Signal, Timestamp};
@@ -195,12 +197,22 @@ impl Owner {
         while !matches!(self.model.init(), Init::Deleted) {
             tokio::select! {
                 biased;
-                Some(event) = self.inbox.recv() => self.event(event),
-                Some(command) = commands.recv() => self.command(command),
+                Some(event) = self.inbox.recv() => self.contained(|owner| owner.event(event)),
+                Some(command) = commands.recv() => self.contained(|owner| owner.command(command)),
             }
-            self.settle();
+            self.contained(Self::settle);
         }
         log::debug!("{}: gone", self.id);
+    }
+
+    /// One step. A panic in it costs the call its answer and nothing else: every change of
+    /// the model is one assignment, and the container goes on from the last one.
+    fn contained(&mut self, step: impl FnOnce(&mut Self)) {
+        let id = self.id.clone();
+        if std::panic::catch_unwind(AssertUnwindSafe(|| step(self))).is_err() {
+            let incident = take_incident().unwrap_or_default();
+            log::error!("{id}: contained a panic in the container's owner, incident {incident}");
+        }
     }
 
     /// Reports to the owner when `future` is done, whoever goes away meanwhile.

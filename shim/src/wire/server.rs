@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::ttrpc::proto::{Code, Request, Response};
+use holdfast_record::logging::take_incident;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -111,7 +112,7 @@ pub(crate) async fn serve(socket: UnixStream, handler: Arc<impl Handler>) -> io:
 }
 
 async fn answer(header: Header, payload: &[u8], handler: &impl Handler) -> Result<Vec<u8>, Fault> {
-    if header.stream % 2 == 0 {
+    if header.stream.is_multiple_of(2) {
         return Err(Fault::invalid("stream id must be odd"));
     }
     if header.len as usize > MAX_PAYLOAD {
@@ -137,10 +138,11 @@ async fn answer(header: Header, payload: &[u8], handler: &impl Handler) -> Resul
         None => call.await,
     };
     outcome.unwrap_or_else(|panic| {
-        log::error!("contained a panic in {name}: {panic}");
+        let incident = take_incident().unwrap_or_default();
+        log::error!("contained a panic in {name}, incident {incident}: {panic}");
         Err(Fault::new(
             Code::INTERNAL,
-            format!("{name}: the shim failed inside (panic contained, the container is untouched): {panic}"),
+            format!("{name}: the shim failed inside (panic contained, the container is untouched), incident {incident}: {panic}"),
         ))
     })
 }
