@@ -294,9 +294,7 @@ impl Containerd {
             }
         }
         for folder in self.runtime_state() {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                left.push(format!("state {}", entry.path().display()));
-            }
+            left.extend(leaks::states_in(&folder));
         }
         left
     }

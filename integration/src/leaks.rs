@@ -184,6 +184,19 @@ pub fn remove_cgroups(parent: &str) {
     }
 }
 
+/// States of containers in a runtime's root. Names with a dot in front are no containers but what
+/// a runtime keeps for all of them, such as a cache of seccomp filters.
+#[must_use]
+pub fn states_in(root: &Path) -> Vec<String> {
+    fs::read_dir(root)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+        .map(|entry| format!("state {}", entry.path().display()))
+        .collect()
+}
+
 /// What each open descriptor of a process points at, by number.
 #[must_use]
 pub fn descriptors(pid: i32) -> Vec<(u32, String)> {

@@ -322,9 +322,7 @@ impl Scratch {
         for cgroup in leaks::cgroups_below(&self.cgroup) {
             left.push(format!("cgroup {}", cgroup.display()));
         }
-        for entry in fs::read_dir(self.root()).into_iter().flatten().flatten() {
-            left.push(format!("state {}", entry.path().display()));
-        }
+        left.extend(leaks::states_in(&self.root()));
         left
     }
 
