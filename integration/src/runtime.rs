@@ -1,7 +1,7 @@
 //! The OCI runtimes that can be driven directly.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::place;
@@ -66,6 +66,14 @@ impl Runtime {
         })
     }
 
+    /// The same without the words that hide a hybrid cgroup mount from it: the caller sees to that
+    /// with [`with_hidden_hybrid`].
+    #[must_use]
+    pub fn bare(mut self) -> Self {
+        self.before.clear();
+        self
+    }
+
     /// A command line of it, without arguments yet.
     #[must_use]
     pub fn command(&self) -> Command {
@@ -91,11 +99,13 @@ impl Runtime {
 }
 
 fn is_hybrid() -> bool {
-    std::path::Path::new("/sys/fs/cgroup/unified/cgroup.controllers").exists()
+    Path::new(UNIFIED).join("cgroup.controllers").exists()
 }
 
+const UNIFIED: &str = "/sys/fs/cgroup/unified";
+
 fn hidden_unified() -> Vec<OsString> {
-    let script = "mount -t tmpfs none /sys/fs/cgroup/unified && exec \"$@\"";
+    let script = format!("mount -t tmpfs none {UNIFIED} && exec \"$@\"");
     [
         "unshare",
         "--mount",
@@ -103,9 +113,40 @@ fn hidden_unified() -> Vec<OsString> {
         "slave",
         "sh",
         "-c",
-        script,
+        &script,
         "sh",
     ]
     .map(OsString::from)
     .into()
+}
+
+/// Does something in a thread of its own, in a mount namespace where a hybrid cgroup mount is
+/// hidden; programs started there inherit it, at no cost to them.
+///
+/// # Panics
+/// When the namespace cannot be made, or `work` panics.
+pub fn with_hidden_hybrid<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    if !is_hybrid() {
+        return work();
+    }
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // One thread only: a mount namespace needs a working directory of its own.
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).expect("mount namespace");
+            let slave = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+            mount(None::<&str>, "/", None::<&str>, slave, None::<&str>).expect("slave");
+            mount(
+                Some("none"),
+                UNIFIED,
+                Some("tmpfs"),
+                MsFlags::empty(),
+                None::<&str>,
+            )
+            .expect("hide the hybrid mount");
+            work()
+        });
+        thread.join().expect("work in a mount namespace")
+    })
 }

@@ -96,8 +96,14 @@ impl Scratch {
     /// The runtime's command line with its global flags.
     #[must_use]
     pub fn command(&self, args: &[&str]) -> Command {
+        self.command_at(&self.root(), args)
+    }
+
+    /// [`Scratch::command`] with a runtime root of its own, which knows nothing from before.
+    #[must_use]
+    pub fn command_at(&self, root: &Path, args: &[&str]) -> Command {
         let mut command = self.runtime.command();
-        command.arg("--root").arg(self.root()).args(args);
+        command.arg("--root").arg(root).args(args);
         // Found by the search for leaks, whatever becomes of the arguments.
         command.env("HOLDFAST_TEST_FOLDER", self.folder.path());
         command.env("HOLDFAST_LEDGER_DIR", self.path("ledger"));

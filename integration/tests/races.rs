@@ -19,8 +19,10 @@ const AT_ONCE: usize = 8;
 fn a_thousand_execs_race_with_questions_and_signals(containerd: &Containerd) {
     let init = u32::try_from(containerd.start_task("box", &[], &["sleep", "600"])).unwrap();
     let shim = Shim::of(containerd, "box");
-    // What the shim holds once it has served an exec is what it may hold after a thousand.
+    // What the shim holds once it has served each kind of call is what it may hold after a thousand.
     one_exec(&shim, "warm-up");
+    shim.pids("box").expect("Pids");
+    shim.state("box", "").expect("State");
     let shim_pid = shim.pid("box");
     let before = descriptors(shim_pid);
 

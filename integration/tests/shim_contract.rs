@@ -218,7 +218,7 @@ fn an_exec_without_spec_is_invalid(containerd: &Containerd) {
     refused(
         shim.call::<_, api::Empty>("Exec", &request),
         INVALID_ARGUMENT,
-        "spec",
+        "missing",
     );
     let mut any = process_any(&["true"]);
     any.value = b"{".to_vec();
