@@ -13,6 +13,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use holdfast_integration::bundle::Bundle;
 use holdfast_integration::containerd::{Containerd, Extra, Version};
 use holdfast_integration::runtime::{Kind, Runtime, with_hidden_hybrid};
 use holdfast_integration::scratch::{Scratch, text};
@@ -161,10 +162,14 @@ fn lives(runtimes: &BTreeMap<&'static str, Scratch>, docker: bool, rounds: usize
 fn first_creates(runtimes: &BTreeMap<&'static str, Scratch>, rounds: usize) {
     println!("\n== the first create in a new runtime root, with docker's profile: {rounds} rounds");
     let mut series: BTreeMap<&str, Series> = BTreeMap::new();
+    let bundles: BTreeMap<_, _> = runtimes
+        .iter()
+        .map(|(name, scratch)| (*name, scratch.bundle("first").docker_seccomp()))
+        .collect();
+    bundles.values().for_each(Bundle::write);
     for round in 0..=rounds {
         for (name, scratch) in runtimes {
-            let bundle = scratch.bundle("first").docker_seccomp();
-            bundle.write();
+            let bundle = &bundles[name];
             let root = scratch.path(&format!("root-{round}"));
             let path = text(&bundle.path);
             let words = ["create", "--bundle", &path, &bundle.id];
