@@ -4,6 +4,7 @@
 //! after five seconds. The bundle may be one that the Go shim made.
 
 use std::io::{self, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
 use holdfast_record::ledger::{Kind, Ledger, Record};
 use holdfast_record::logging::{Places, publish};
+use holdfast_record::process::Stat;
 use holdfast_record::{ContainerId, ExitStatus, Namespace, Reason, Signal, Timestamp};
 
 use crate::cli::CommandLine;
@@ -99,6 +101,7 @@ pub(crate) fn delete(line: &CommandLine) -> Result<(), DeleteError> {
         Err(error) => vec![chain(&error)],
     };
     left.iter().for_each(|line| log::warn!("{line}"));
+    remove_stale_socket(&bundle);
     let answer = answer(&history, &bundle);
     if !history.deleted && history.pid.is_some() {
         record(&namespace, &id, &history);
@@ -132,13 +135,18 @@ fn answer(history: &History, bundle: &Path) -> DeleteResponse {
 }
 
 fn record(namespace: &Namespace, id: &ContainerId, history: &History) {
-    let findings = match history.shim {
-        Some(pid) if Path::new(&format!("/proc/{pid}")).exists() => {
-            vec![format!("a process with the shim's pid {pid} exists")]
-        }
-        Some(pid) => vec![format!("the shim's process {pid} is gone")],
-        None => Vec::new(),
-    };
+    let findings = history.shim.map_or_else(Vec::new, |pid| {
+        vec![match Stat::read(pid) {
+            Ok(stat) if stat.state == 'Z' => {
+                format!("the shim's process {pid} has ended and is not reaped yet")
+            }
+            Ok(stat) => format!(
+                "a process {pid} ({}) exists: the shim hangs, or the pid is another's now",
+                stat.comm
+            ),
+            Err(_) => format!("the shim's process {pid} is gone"),
+        }]
+    });
     let reason = Reason::ShimGone {
         shim_pid: history.shim,
         container_had_ended: history.end.is_some(),
@@ -155,6 +163,19 @@ fn record(namespace: &Namespace, id: &ContainerId, history: &History) {
         .of_container(Some(namespace), id)
         .with_status(status);
     publish(&Ledger::from_env(), &Places::default(), &record);
+}
+
+/// Removes the socket that a killed shim has left, if nobody listens on it.
+fn remove_stale_socket(bundle: &Path) {
+    let Ok(address) = std::fs::read_to_string(bundle.join("address")) else {
+        return;
+    };
+    let path = Path::new(address.trim().trim_start_matches("unix://"));
+    let refused = UnixStream::connect(path)
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if refused && let Err(error) = std::fs::remove_file(path) {
+        log::warn!("remove {}: {error}", path.display());
+    }
 }
 
 fn delete_in_runtime(options: &Options, namespace: &Namespace, id: &ContainerId, bundle: &Path) {
@@ -206,6 +227,23 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::task::record::BundleJournal;
+
+    #[test]
+    fn only_a_socket_without_listener_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        std::fs::write(
+            dir.path().join("address"),
+            format!("unix://{}", path.display()),
+        )
+        .unwrap();
+        remove_stale_socket(dir.path());
+        assert!(path.exists());
+        drop(listener);
+        remove_stale_socket(dir.path());
+        assert!(!path.exists());
+    }
 
     #[test]
     fn the_true_status_is_told_where_the_journal_knows_it() {

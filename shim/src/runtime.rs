@@ -264,9 +264,9 @@ impl Runtime {
             ..ChildSetup::default()
         };
         let result = async {
-            let mut child = self.spawn(reaper, command, setup)?;
+            let mut working = self.spawn(reaper, command, setup)?;
             let deadline = Deadline::after(call.limit, call.verb);
-            let status = finish(&mut child, &deadline, call.verb).await?;
+            let status = finish(&mut working, &deadline, call.verb).await?;
             self.judge(status, &log, None)
         }
         .await;
@@ -310,8 +310,8 @@ impl Runtime {
                         ..ChildSetup::default()
                     };
                     command.env_remove(barrier::ENV);
-                    let mut child = self.spawn(reaper, command, setup)?;
-                    let status = finish(&mut child, &deadline, verb).await?;
+                    let mut working = self.spawn(reaper, command, setup)?;
+                    let status = finish(&mut working, &deadline, verb).await?;
                     self.judge(status, &log, None)?;
                     let pid = read_pid(pid_file).map_err(|source| RuntimeError::NoPid {
                         verb,
@@ -365,7 +365,7 @@ impl Runtime {
             parent_death_signal: Some(libc::SIGKILL),
             own_group: true,
         };
-        let mut child = self.spawn(reaper, command, setup)?;
+        let mut working = self.spawn(reaper, command, setup)?;
         let socket = sys::watch(ours, tokio::io::Interest::READABLE).map_err(broken)?;
         let mut failed = None;
         let mut ended = None;
@@ -383,11 +383,10 @@ impl Runtime {
                         sys::receive_with_fd(fd.as_fd(), &mut buffer)
                     }) => received,
                     () = tokio::time::sleep(deadline.remaining()) => {
-                        let state = kill_group(&child);
-                        return Err(RuntimeError::Deadline { verb, limit: deadline.limit(), state });
+                        return Err(overdue(&working, deadline, verb));
                     }
-                    status = &mut child.ended => {
-                        ended = Some(status.map_err(|_| RuntimeError::GivenUp { verb })?);
+                    status = working.end(verb) => {
+                        ended = Some(status?);
                         continue;
                     }
                 }
@@ -397,10 +396,7 @@ impl Runtime {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // It ended without reading our answer. Said once; its frames come after.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
-                Err(error) => {
-                    kill_group(&child);
-                    return Err(broken(error));
-                }
+                Err(error) => return Err(broken(error)),
             };
             if received.len == 0 {
                 break;
@@ -409,18 +405,11 @@ impl Runtime {
                 Ok(Frame::Registered { pid }) => {
                     let made = launch
                         .adopt(pid, received.fd)
-                        .map_err(|source| RuntimeError::Adopt { verb, source });
-                    let made = match made {
-                        Ok(made) => made,
-                        Err(error) => {
-                            kill_group(&child);
-                            return Err(error);
-                        }
-                    };
+                        .map_err(|source| RuntimeError::Adopt { verb, source })?;
                     if !register(made).await {
                         // Without the answer the runtime kills what it made.
                         drop(socket);
-                        let _ = finish(&mut child, deadline, verb).await;
+                        let _ = finish(&mut working, deadline, verb).await;
                         return Err(RuntimeError::GivenUp { verb });
                     }
                     registered = true;
@@ -438,8 +427,8 @@ impl Runtime {
             }
         }
         let status = match ended {
-            Some(ended) => ended.status,
-            None => finish(&mut child, deadline, verb).await?,
+            Some(status) => status,
+            None => finish(&mut working, deadline, verb).await?,
         };
         self.judge(status, log, failed)?;
         if registered {
@@ -456,13 +445,17 @@ impl Runtime {
         reaper: &Reaper,
         command: Command,
         setup: ChildSetup,
-    ) -> Result<Child, RuntimeError> {
-        reaper
+    ) -> Result<Working, RuntimeError> {
+        let child = reaper
             .spawn(command, setup)
             .map_err(|source| RuntimeError::Spawn {
                 binary: self.binary.clone(),
                 source,
-            })
+            })?;
+        Ok(Working {
+            child,
+            ended: false,
+        })
     }
 
     fn judge(
@@ -490,21 +483,52 @@ fn set_blocking(fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// A runtime at work. Dropped before its end it is killed with all it started: the one who
+/// waited for it has been given up.
+#[derive(Debug)]
+struct Working {
+    child: Child,
+    ended: bool,
+}
+
+impl Working {
+    /// Its end.
+    async fn end(&mut self, verb: &'static str) -> Result<ExitStatus, RuntimeError> {
+        // The reaper tells every end; a closed channel means that it was told before.
+        let ended = (&mut self.child.ended)
+            .await
+            .map_err(|_| RuntimeError::GivenUp { verb })?;
+        self.ended = true;
+        Ok(ended.status)
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        if !self.ended {
+            kill_group(&self.child);
+        }
+    }
+}
+
 /// Waits for the runtime's end; when the time is over it and its hooks are killed.
 async fn finish(
-    child: &mut Child,
+    working: &mut Working,
     deadline: &Deadline,
     verb: &'static str,
 ) -> Result<ExitStatus, RuntimeError> {
-    match tokio::time::timeout(deadline.remaining(), &mut child.ended).await {
-        Ok(Ok(ended)) => Ok(ended.status),
-        // The reaper tells every end; a closed channel means that it was told before.
-        Ok(Err(_)) => Err(RuntimeError::GivenUp { verb }),
-        Err(_) => Err(RuntimeError::Deadline {
-            verb,
-            limit: deadline.limit(),
-            state: kill_group(child),
-        }),
+    match tokio::time::timeout(deadline.remaining(), working.end(verb)).await {
+        Ok(status) => status,
+        Err(_) => Err(overdue(working, deadline, verb)),
+    }
+}
+
+/// Kills a runtime whose time is over; the error says what it was doing.
+fn overdue(working: &Working, deadline: &Deadline, verb: &'static str) -> RuntimeError {
+    RuntimeError::Deadline {
+        verb,
+        limit: deadline.limit(),
+        state: kill_group(&working.child),
     }
 }
 

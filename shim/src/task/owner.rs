@@ -21,6 +21,7 @@ use holdfast_record::process::{ProcessIdentity, describe};
 use holdfast_record::reason::Rpc;
 use holdfast_record::{ContainerId, ExecId, ExitStatus, Reason, Signal, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
 
 use super::launch::Launcher;
 use super::reason::{self, Asked, Known};
@@ -41,6 +42,8 @@ const EVENTS: usize = 256;
 const MAX_PENDING: usize = 32;
 /// How long init's exit waits for the exits of exec processes.
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
+/// How long a start of an exec process may go on after init has ended: it cannot succeed.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(2);
 /// Bound of the runtime's `start`.
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// Bound of freezing and thawing.
@@ -68,6 +71,7 @@ enum Event {
     ExecEnded(ExecId, P, Ended),
     ExecDone(ExecId, Result<(), Fault>),
     ExecCleared(ExecId),
+    LaunchesOverdue,
     HoldExpired,
     OomSeen,
 }
@@ -111,6 +115,8 @@ struct ExecSide {
     side: Side,
     spec: Vec<u8>,
     start: Option<Reply<u32>>,
+    /// Stops the runtime that starts it.
+    launch: Option<AbortHandle>,
     delete: Option<Reply<Remains>>,
 }
 
@@ -202,6 +208,7 @@ impl Owner {
             }
             self.contained(Self::settle);
         }
+        self.give_up_launches();
         log::debug!("{}: gone", self.id);
     }
 
@@ -216,13 +223,14 @@ impl Owner {
     }
 
     /// Reports to the owner when `future` is done, whoever goes away meanwhile.
-    fn later(&self, future: impl Future<Output = Event> + Send + 'static) {
+    fn later(&self, future: impl Future<Output = Event> + Send + 'static) -> AbortHandle {
         let events = self.events.clone();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let event = future.await;
             // Err: the container is gone and with it the interest.
             let _ = events.send(event).await;
         });
+        task.abort_handle()
     }
 
     fn launcher(&self, side: &Side) -> Launcher {
@@ -441,7 +449,12 @@ impl Owner {
                     self.model.exec_ended(&id, ended);
                 }
             }
-            Event::ExecDone(id, result) => self.exec_done(&id, result),
+            Event::ExecDone(id, result) => {
+                // Not of a launch that has been given up meanwhile.
+                if self.execs.get(&id).is_some_and(|exec| exec.launch.is_some()) {
+                    self.exec_done(&id, result);
+                }
+            }
             Event::ExecCleared(id) => {
                 self.model.exec_deleted(&id);
                 let _ = std::fs::remove_file(super::launch::pid_file(&self.bundle, &id));
@@ -453,6 +466,7 @@ impl Owner {
                     let _ = reply.send(Ok(Remains { pid, ended }));
                 }
             }
+            Event::LaunchesOverdue => self.give_up_launches(),
             Event::HoldExpired => {
                 if self.model.is_holding_exit() {
                     let late: Vec<String> = self
@@ -475,6 +489,33 @@ impl Owner {
                 }
             }
             Event::OomSeen => self.tell_oom(),
+        }
+    }
+
+    /// Ends starts of exec processes that go on although init has ended.
+    fn give_up_launches(&mut self) {
+        let late: Vec<ExecId> = self
+            .model
+            .unfinished_execs()
+            .filter(|(_, exec)| matches!(exec, Exec::Starting | Exec::Registered(..)))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in late {
+            log::warn!(
+                "{}: giving up the start of exec {id}: init has ended",
+                self.id
+            );
+            if let Some(launch) = self.execs.get_mut(&id).and_then(|exec| exec.launch.take()) {
+                launch.abort();
+            }
+            let fault = Fault::new(
+                Code::FAILED_PRECONDITION,
+                format!(
+                    "container {} init process is not running: failed precondition",
+                    self.id
+                ),
+            );
+            self.exec_done(&id, Err(fault));
         }
     }
 
@@ -535,7 +576,11 @@ impl Owner {
             }
         }
         self.settle();
-        if let Some(reply) = self.execs.get_mut(id).and_then(|exec| exec.start.take()) {
+        let start = self.execs.get_mut(id).and_then(|exec| {
+            exec.launch = None;
+            exec.start.take()
+        });
+        if let Some(reply) = start {
             let _ = reply.send(outcome.map(|process| process.pid()));
         }
     }
@@ -598,6 +643,7 @@ impl Owner {
                         side: Side::new(paths),
                         spec,
                         start: None,
+                        launch: None,
                         delete: None,
                     };
                     self.execs.insert(id, exec);
@@ -710,8 +756,9 @@ impl Owner {
         let Some(launcher) = launcher else {
             return;
         };
-        let (events, id) = (self.events.clone(), id.clone());
-        self.later(async move {
+        let (events, exec) = (self.events.clone(), id.clone());
+        let launch = self.later(async move {
+            let id = exec;
             let register = |child| {
                 let (events, id) = (events.clone(), id.clone());
                 async move {
@@ -723,6 +770,9 @@ impl Owner {
             let result = launcher.exec(&id, &spec, register).await;
             Event::ExecDone(id, result)
         });
+        if let Some(exec) = self.execs.get_mut(id) {
+            exec.launch = Some(launch);
+        }
     }
 
     fn kill(&mut self, exec: Option<ExecId>, signal: i32, all: bool, reply: Reply<()>) {
@@ -1008,6 +1058,10 @@ impl Owner {
     /// Makes known what has changed: journal, view, events. Then goes on with what waited.
     fn settle(&mut self) {
         if self.model.is_holding_exit() && !std::mem::replace(&mut self.holding, true) {
+            self.later(async {
+                tokio::time::sleep(LAUNCH_LIMIT).await;
+                Event::LaunchesOverdue
+            });
             self.later(async {
                 tokio::time::sleep(HOLD_LIMIT).await;
                 Event::HoldExpired
