@@ -50,6 +50,8 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 /// Bound of signalling a whole cgroup.
 const KILL_ALL_LIMIT: Duration = Duration::from_secs(5);
+/// An end this long after an OOM kill is not its consequence: the kill took another process.
+const OOM_WINDOW: Duration = Duration::from_secs(2);
 /// How long a created process that was killed may take to end.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
@@ -150,6 +152,8 @@ pub(super) struct Owner {
     cgroup: Option<Arc<Cgroup>>,
     oom_before: u64,
     oom_told: u64,
+    /// When the kernel was last seen to have killed for want of memory.
+    oom_at: Option<Instant>,
     journal: Option<BundleJournal>,
     config: Config,
     holding: bool,
@@ -191,6 +195,7 @@ impl Owner {
             cgroup: None,
             oom_before: 0,
             oom_told: 0,
+            oom_at: None,
             journal: None,
             holding: false,
         }
@@ -366,6 +371,7 @@ impl Owner {
         let kills = self.oom_kills();
         if kills > self.oom_told && self.journal.is_some() {
             self.oom_told = kills;
+            self.oom_at = Some(Instant::now());
             self.shim.publisher.publish(Published::Oom(events::TaskOOM {
                 container_id: self.id.to_string(),
                 ..events::TaskOOM::default()
@@ -436,6 +442,7 @@ impl Owner {
                 let _ = stored.send(known);
             }
             Event::ExecEnded(id, process, ended) => {
+                self.tell_oom();
                 let current = match self.model.exec(&id) {
                     Some(Exec::Registered(current, _) | Exec::Running(current)) => {
                         Arc::ptr_eq(current, &process)
@@ -1193,7 +1200,9 @@ impl Owner {
         self.shim.scribe.write(record);
     }
 
+    /// What is known of an OOM kill that may have brought an end of now.
     fn oom(&self) -> Option<holdfast_record::reason::Oom> {
+        self.oom_at.filter(|at| at.elapsed() < OOM_WINDOW)?;
         reason::oom_of(self.cgroup.as_ref()?, self.oom_before)
     }
 
