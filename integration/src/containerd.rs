@@ -116,10 +116,8 @@ impl Containerd {
     /// When it does not come up, or our own binaries were not built.
     #[must_use]
     pub fn start(version: Version, test: &str, extra: &Extra) -> Option<Self> {
-        let programs = match version
-            .programs()
-            .and_then(|found| image::busybox().map(|_| found))
-        {
+        let possible = place::is_root().and_then(|()| image::busybox());
+        let programs = match possible.and_then(|_| version.programs()) {
             Ok(programs) => programs,
             Err(why) => {
                 crate::skip(test, &why);

@@ -55,6 +55,18 @@ fn is_program(path: &Path) -> bool {
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
+/// Whether containers can be made at all.
+///
+/// # Errors
+/// A sentence for the reader of a skipped test.
+pub fn is_root() -> Result<(), String> {
+    if nix::unistd::geteuid().is_root() {
+        Ok(())
+    } else {
+        Err("containers need root here".to_owned())
+    }
+}
+
 /// A name that no other test of this machine uses now: for cgroups, containerd namespaces, ids.
 #[must_use]
 pub fn unique(stem: &str) -> String {

@@ -26,7 +26,7 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 /// # Panics
 /// As the test does, and when something is left behind.
 pub fn with(runtime: &str, test: &str, body: fn(&Scratch)) {
-    if let Err(why) = crate::image::busybox() {
+    if let Err(why) = place::is_root().and_then(|()| crate::image::busybox()) {
         return crate::skip(test, &why);
     }
     match Runtime::find(Kind::named(runtime)) {

@@ -5,10 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use containerd_shim_protos::api;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::ttrpc::{self, Client, Request};
 
+use crate::bundle::Bundle;
 use crate::containerd::Containerd;
+use crate::scratch::text;
 
 /// The task API as containerd 1.x calls it.
 pub const V2: &str = "containerd.task.v2.Task";
@@ -187,6 +191,26 @@ impl Shim {
             .map(|reply| reply.processes.iter().map(|process| process.pid).collect())
     }
 
+    /// Creates and starts a sleeping container with docker's profile in this shim, as containerd
+    /// would for a further container of a pod, but without containerd knowing of it.
+    ///
+    /// # Panics
+    /// When the shim refuses.
+    pub fn create_by_hand(&self, containerd: &Containerd, id: &str, options: Any) -> Bundle {
+        let path = containerd.path(&format!("bundle-{id}"));
+        let bundle = Bundle::new(&path, id, &containerd.namespace);
+        let bundle = bundle.docker_seccomp().args(&["sleep", "600"]);
+        bundle.write();
+        let mut request = api::CreateTaskRequest::new();
+        request.id = id.to_owned();
+        request.bundle = text(&bundle.path);
+        request.options = MessageField::some(options);
+        let created: api::CreateTaskResponse = self.call("Create", &request).expect("Create");
+        assert_ne!(created.pid, 0);
+        assert_eq!(self.start(id, "").expect("Start"), created.pid);
+        bundle
+    }
+
     /// The shim's own pid.
     ///
     /// # Panics
@@ -200,13 +224,28 @@ impl Shim {
     }
 }
 
+/// Options that make the shim call another runtime, with its state in `root`.
+///
+/// # Panics
+/// Never in practice.
+#[must_use]
+pub fn runc_options(program: &Path, root: &Path) -> Any {
+    let mut options = Options::new();
+    options.binary_name = text(program);
+    options.root = text(root);
+    let mut any = Any::new();
+    any.type_url = "containerd.runc.v1.Options".to_owned();
+    any.value = options.write_to_bytes().expect("encode");
+    any
+}
+
 /// An OCI process as containerd passes it to Exec.
 #[must_use]
-pub fn process_any(args: &[&str]) -> containerd_shim_protos::protobuf::well_known_types::any::Any {
+pub fn process_any(args: &[&str]) -> Any {
     let process = serde_json::json!({
         "user": {"uid": 0, "gid": 0}, "args": args, "env": ["PATH=/bin:/sbin"], "cwd": "/",
     });
-    let mut any = containerd_shim_protos::protobuf::well_known_types::any::Any::new();
+    let mut any = Any::new();
     any.type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned();
     any.value = process.to_string().into_bytes();
     any

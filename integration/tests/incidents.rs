@@ -3,5 +3,7 @@
 
 #[path = "incidents/i01_exec_race.rs"]
 mod i01_exec_race;
+#[path = "incidents/i02_withheld_exit.rs"]
+mod i02_withheld_exit;
 #[path = "incidents/i04_stuck_init.rs"]
 mod i04_stuck_init;
