@@ -125,6 +125,11 @@ pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Most descriptors that one child is given by number.
+const MAX_CHILD_FDS: usize = 4;
+/// A number above those that children are given.
+const ABOVE_ALL: RawFd = 10;
+
 /// What a child gets besides what [`Command`] can say.
 #[derive(Debug, Default)]
 pub(crate) struct ChildSetup {
@@ -138,6 +143,7 @@ pub(crate) struct ChildSetup {
 
 /// Adds `setup` to `command`; it is applied between fork and exec.
 pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
+    debug_assert!(setup.fds.len() <= MAX_CHILD_FDS);
     if setup.own_group {
         command.process_group(0);
     }
@@ -153,12 +159,14 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
             if let Some(signal) = parent_death_signal {
                 check(libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0).into())?;
             }
-            for (ours, theirs) in &fds {
-                if ours.as_raw_fd() == *theirs {
-                    check(libc::fcntl(*theirs, libc::F_SETFD, 0).into())?;
-                } else {
-                    check(libc::dup2(ours.as_raw_fd(), *theirs).into())?;
-                }
+            // Out of the way first: one's old number may be another's new one.
+            let mut moved = [-1; MAX_CHILD_FDS];
+            for (slot, (ours, _)) in moved.iter_mut().zip(&fds) {
+                *slot = libc::fcntl(ours.as_raw_fd(), libc::F_DUPFD_CLOEXEC, ABOVE_ALL);
+                check((*slot).into())?;
+            }
+            for (from, (_, theirs)) in moved.iter().zip(&fds) {
+                check(libc::dup2(*from, *theirs).into())?;
             }
             Ok(())
         });

@@ -10,6 +10,7 @@
 //! | any | empty | /dev/null |
 //! | out, err | path of a fifo | pipe, copied |
 //! | out, err | other path, `file://` | pipe, appended to the file |
+//! | out, err | `binary://`, `binary-v2://` | pipe, read by that program (see [`logger`]) |
 //! | all | terminal | a pty; its master is copied from and to the fifos |
 //!
 //! Nothing here holds back an exit: copying goes on after the process has ended until its
@@ -17,6 +18,7 @@
 
 pub(crate) mod console;
 mod copy;
+pub(crate) mod logger;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -30,6 +32,7 @@ use tokio::task::JoinHandle;
 use crate::runtime::ChildStdio;
 use crate::sys;
 use copy::{Sink, Source, copy};
+use logger::{Logger, LoggerContext, is_logger};
 
 /// How long a fifo may lack its reader before the start fails.
 const READER_LIMIT: Duration = Duration::from_secs(30);
@@ -72,16 +75,16 @@ pub(crate) enum StdioError {
         path: PathBuf,
     },
     /// A scheme that is not served.
-    #[error("{stream}: {uri} is not supported; use a fifo or file:// path")]
+    #[error("{stream}: {uri} is not supported; use a fifo, file:// or binary://")]
     Scheme {
         /// Which stream.
         stream: &'static str,
         /// As given.
         uri: String,
     },
-    /// Waiting for the terminal.
+    /// A logger.
     #[error(transparent)]
-    Console(#[from] console::ConsoleError),
+    Logger(#[from] logger::LoggerError),
 }
 
 fn io_error(
@@ -112,6 +115,7 @@ struct Inner {
     stdin_closed: bool,
     terminal: Option<OwnedFd>,
     output: Vec<JoinHandle<()>>,
+    logger: Option<Logger>,
     input: Option<JoinHandle<()>>,
 }
 
@@ -149,11 +153,17 @@ impl ProcessIo {
     /// Waits until all output has been copied, at most `limit`, then closes everything.
     /// False when something still held the output open.
     pub(crate) async fn drain(&self, limit: Duration) -> bool {
-        let output = std::mem::take(&mut self.inner().output);
+        let (output, mut logger) = {
+            let mut inner = self.inner();
+            (std::mem::take(&mut inner.output), inner.logger.take())
+        };
         let aborts: Vec<_> = output.iter().map(JoinHandle::abort_handle).collect();
         let all = async {
             for task in output {
                 let _ = task.await;
+            }
+            if let Some(logger) = &mut logger {
+                logger.finish().await;
             }
         };
         let drained = tokio::time::timeout(limit, all).await.is_ok();
@@ -174,7 +184,22 @@ impl ProcessIo {
         &self,
         paths: &StdioPaths,
         owner: (u32, u32),
+        context: &LoggerContext,
     ) -> Result<ChildStdio, StdioError> {
+        if is_logger(&paths.stdout) {
+            let (logger, pipes) = Logger::start(&paths.stdout, context, owner).await?;
+            self.inner().logger = Some(logger);
+            let stdin = if is_logger(&paths.stdin) {
+                None
+            } else {
+                self.open_stdin(&paths.stdin, owner)?
+            };
+            return Ok(ChildStdio {
+                stdin,
+                stdout: Some(pipes.stdout),
+                stderr: Some(pipes.stderr),
+            });
+        }
         let stdin = self.open_stdin(&paths.stdin, owner)?;
         let stdout = self.open_output("stdout", &paths.stdout, owner).await?;
         let stderr = self.open_output("stderr", &paths.stderr, owner).await?;
@@ -242,6 +267,7 @@ impl ProcessIo {
         &self,
         paths: &StdioPaths,
         master: OwnedFd,
+        context: &LoggerContext,
     ) -> Result<(), StdioError> {
         let terminal = Path::new("the terminal");
         let clone = |master: &OwnedFd| {
@@ -252,6 +278,15 @@ impl ProcessIo {
         set_nonblocking(&master).map_err(io_error("terminal", "make non-blocking", terminal))?;
         let sink = if paths.stdout.is_empty() {
             Sink::Nowhere
+        } else if is_logger(&paths.stdout) {
+            let (logger, pipes) = Logger::start(&paths.stdout, context, (0, 0)).await?;
+            self.inner().logger = Some(logger);
+            set_nonblocking(&pipes.stdout).map_err(io_error(
+                "terminal",
+                "set up the pipe of",
+                terminal,
+            ))?;
+            Sink::pipe(pipes.stdout).map_err(io_error("terminal", "watch the pipe of", terminal))?
         } else {
             open_sink("stdout", &paths.stdout).await?
         };
@@ -260,7 +295,7 @@ impl ProcessIo {
         self.inner()
             .output
             .push(tokio::spawn(copy("terminal", source, sink)));
-        if !paths.stdin.is_empty() {
+        if !paths.stdin.is_empty() && !is_logger(&paths.stdin) {
             let fifo = self.stdin_fifo(&paths.stdin)?;
             let path = Path::new(&paths.stdin);
             let source = Source::new(fifo).map_err(io_error("stdin", "watch", path))?;
@@ -287,6 +322,8 @@ pub(crate) fn check(paths: &StdioPaths) -> Result<(), StdioError> {
         let served = match scheme {
             None | Some("fifo") => true,
             Some("file") => stream != "stdin",
+            // For stderr it is read as stdout's: both streams go to one program.
+            Some("binary" | "binary-v2") => is_logger(&paths.stdout),
             Some(_) => false,
         };
         if !served {

@@ -5,6 +5,14 @@ use std::io::{Read as _, Write as _};
 
 use super::*;
 
+fn context() -> LoggerContext {
+    LoggerContext {
+        reaper: std::sync::Arc::default(),
+        namespace: holdfast_record::Namespace::new("ns").unwrap(),
+        container: holdfast_record::ContainerId::new("c").unwrap(),
+    }
+}
+
 fn fifo(dir: &Path, name: &str) -> String {
     let path = dir.join(name);
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -29,7 +37,7 @@ async fn output_is_complete_and_ends_when_the_last_writer_does() {
         text
     });
     let io = ProcessIo::default();
-    let child = io.open(&paths, (0, 0)).await.unwrap();
+    let child = io.open(&paths, (0, 0), &context()).await.unwrap();
     let mut process = std::fs::File::from(child.stdout.unwrap());
     let writer = std::thread::spawn(move || process.write_all(&[b'x'; 1_000_000]).unwrap());
     assert!(io.drain(Duration::from_secs(20)).await);
@@ -47,7 +55,7 @@ async fn a_writer_that_stays_is_given_up_after_the_limit() {
         ..StdioPaths::default()
     };
     let io = ProcessIo::default();
-    let child = io.open(&paths, (0, 0)).await.unwrap();
+    let child = io.open(&paths, (0, 0), &context()).await.unwrap();
     assert!(!io.drain(Duration::from_millis(30)).await);
     drop(child);
 }
@@ -60,7 +68,7 @@ async fn stdin_ends_only_after_close_io_and_the_client() {
         ..StdioPaths::default()
     };
     let io = ProcessIo::default();
-    let child = io.open(&paths, (0, 0)).await.unwrap();
+    let child = io.open(&paths, (0, 0), &context()).await.unwrap();
     let mut process = std::fs::File::from(child.stdin.unwrap());
     let mut client = std::fs::OpenOptions::new()
         .write(true)
@@ -91,7 +99,7 @@ async fn stdin_ends_only_after_close_io_and_the_client() {
     // And before the start.
     let io = ProcessIo::default();
     io.close_stdin();
-    let child = io.open(&paths, (0, 0)).await.unwrap();
+    let child = io.open(&paths, (0, 0), &context()).await.unwrap();
     let mut process = std::fs::File::from(child.stdin.unwrap());
     let rest = tokio::task::spawn_blocking(move || {
         let mut rest = Vec::new();
@@ -113,7 +121,7 @@ async fn files_are_appended_to_and_unknown_schemes_are_named() {
     };
     check(&paths).unwrap();
     let io = ProcessIo::default();
-    let child = io.open(&paths, (0, 0)).await.unwrap();
+    let child = io.open(&paths, (0, 0), &context()).await.unwrap();
     std::fs::File::from(child.stdout.unwrap())
         .write_all(b"out\n")
         .unwrap();

@@ -15,6 +15,7 @@ use crate::reaper::{Child, Reaper};
 use crate::rootfs;
 use crate::runtime::{Call, ChildStdio, Runtime};
 use crate::stdio::console::ConsoleSocket;
+use crate::stdio::logger::LoggerContext;
 use crate::stdio::{self, ProcessIo, StdioPaths};
 
 /// Bound of the runtime's `create`, hooks and GPU stage included.
@@ -45,6 +46,8 @@ pub(super) struct Launcher {
     pub(super) options: Options,
     /// The process' stdio as given.
     pub(super) paths: Arc<StdioPaths>,
+    /// For whom loggers run.
+    pub(super) context: LoggerContext,
     /// The process' stdio as it will be.
     pub(super) io: Arc<ProcessIo>,
 }
@@ -63,7 +66,7 @@ impl Launcher {
         let owner = (self.options.io_uid, self.options.io_gid);
         let child: ChildStdio = self
             .io
-            .open(&self.paths, owner)
+            .open(&self.paths, owner, &self.context)
             .await
             .map_err(|error| failed(&error))?;
         Ok((
@@ -84,7 +87,7 @@ impl Launcher {
             .await
             .map_err(|error| Fault::chain("failed to retrieve console master", &error))?;
         self.io
-            .attach(&self.paths, master)
+            .attach(&self.paths, master, &self.context)
             .await
             .map_err(|error| Fault::chain("failed to start console copy", &error))
     }

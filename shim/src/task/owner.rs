@@ -33,6 +33,7 @@ use crate::options::Options;
 use crate::publisher::{Event as Published, proto_time};
 use crate::reaper::{Child, Process};
 use crate::runtime::{Call, Runtime};
+use crate::stdio::logger::LoggerContext;
 use crate::stdio::{ProcessIo, StdioPaths};
 use crate::sys;
 
@@ -246,6 +247,11 @@ impl Owner {
             options: self.options.clone(),
             paths: Arc::clone(&side.paths),
             io: Arc::clone(&side.io),
+            context: LoggerContext {
+                reaper: Arc::clone(&self.shim.reaper),
+                namespace: self.shim.namespace.clone(),
+                container: self.id.clone(),
+            },
         }
     }
 
@@ -458,7 +464,11 @@ impl Owner {
             }
             Event::ExecDone(id, result) => {
                 // Not of a launch that has been given up meanwhile.
-                if self.execs.get(&id).is_some_and(|exec| exec.launch.is_some()) {
+                if self
+                    .execs
+                    .get(&id)
+                    .is_some_and(|exec| exec.launch.is_some())
+                {
                     self.exec_done(&id, result);
                 }
             }
