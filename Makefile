@@ -49,10 +49,10 @@ check: build-needs ## formatting, lints, licences, and the rules of the house
 test: test-unit test-integration ## every test: unit, then black-box against real containerd
 
 test-unit: build-needs ## tests that need no containerd
-	cargo test --locked --workspace --exclude holdfast-integration
+	cargo test --locked --no-fail-fast --workspace --exclude holdfast-integration
 
 test-integration: build test-needs tools ## black-box tests of the built binaries against containerd 1.6 and 2.1
-	cargo test --locked -p holdfast-integration
+	cargo test --locked --no-fail-fast -p holdfast-integration
 
 demo: build test-needs ## a container from start to end under a private containerd, every step checked
 	integration/demo.sh
