@@ -25,7 +25,11 @@ use crate::runtime;
 use crate::task::record::{Entry, read};
 
 /// Bound of the runtime's part; with the unmount it stays below containerd's five seconds.
-const RUNTIME_LIMIT: Duration = Duration::from_secs(3);
+const RUNTIME_LIMIT: Duration = Duration::from_millis(2500);
+/// How long a busy mount is tried again before it is detached.
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
+/// Bound of all unmounting.
+const UNMOUNT_LIMIT: Duration = Duration::from_millis(1500);
 /// Status for a container whose end nobody saw: as if killed, for that is what we do to it.
 const KILLED: u32 = 137;
 
@@ -95,12 +99,10 @@ pub(crate) fn delete(line: &CommandLine) -> Result<(), DeleteError> {
         Options::default()
     });
     let history = history(&read(&bundle));
-    delete_in_runtime(&options, &namespace, &id, &bundle);
-    let left = match rootfs::unmount_all(&bundle.join("rootfs")) {
-        Ok(detached) => detached,
-        Err(error) => vec![chain(&error)],
-    };
-    left.iter().for_each(|line| log::warn!("{line}"));
+    if !history.deleted {
+        delete_in_runtime(&options, &namespace, &id, &bundle);
+    }
+    unmount(&bundle.join("rootfs"));
     remove_stale_socket(&bundle);
     let answer = answer(&history, &bundle);
     if !history.deleted && history.pid.is_some() {
@@ -163,6 +165,23 @@ fn record(namespace: &Namespace, id: &ContainerId, history: &History) {
         .of_container(Some(namespace), id)
         .with_status(status);
     publish(&Ledger::from_env(), &Places::default(), &record);
+}
+
+/// Unmounts on a thread that may hang: the answer is worth more.
+fn unmount(rootfs: &Path) {
+    let (tell, told) = std::sync::mpsc::channel();
+    let target = rootfs.to_owned();
+    std::thread::spawn(move || {
+        let _ = tell.send(rootfs::unmount_all(&target, BUSY_LIMIT));
+    });
+    match told.recv_timeout(UNMOUNT_LIMIT) {
+        Ok(Ok(detached)) => detached.iter().for_each(|line| log::warn!("{line}")),
+        Ok(Err(error)) => log::warn!("{}", chain(&error)),
+        Err(_) => log::warn!(
+            "unmounting {} did not finish within {UNMOUNT_LIMIT:?}",
+            rootfs.display()
+        ),
+    }
 }
 
 /// Removes the socket that a killed shim has left, if nobody listens on it.

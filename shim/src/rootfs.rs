@@ -18,7 +18,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use crate::sys;
 
 /// How long a busy mount is tried again before its holders are named and it is detached.
-const BUSY_LIMIT: Duration = Duration::from_millis(2500);
+pub(crate) const BUSY_LIMIT: Duration = Duration::from_millis(2500);
 /// Pause between two tries; the kernel has no event for "no longer busy".
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// Room mount(2) leaves for options: a page, less what the kernel adds.
@@ -167,7 +167,7 @@ fn parse_options(options: &[String]) -> Parsed {
 pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), RootfsError> {
     for one in mounts {
         if let Err(error) = mount_one(one, rootfs) {
-            if let Err(undo) = unmount_all(rootfs) {
+            if let Err(undo) = unmount_all(rootfs, BUSY_LIMIT) {
                 log::error!("undo the mounts below {}: {undo}", rootfs.display());
             }
             return Err(error);
@@ -379,19 +379,19 @@ fn unescape(field: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Unmounts everything at and below `rootfs`; nothing there is success. What stays busy is
-/// detached, and its holders are returned, to be logged.
+/// Unmounts everything at and below `rootfs`; nothing there is success. What is still busy
+/// after `busy_limit` is detached, and its holders are returned, to be logged.
 ///
 /// # Errors
 /// [`RootfsError`].
-pub(crate) fn unmount_all(rootfs: &Path) -> Result<Vec<String>, RootfsError> {
+pub(crate) fn unmount_all(rootfs: &Path, busy_limit: Duration) -> Result<Vec<String>, RootfsError> {
     let root = match std::fs::canonicalize(rootfs) {
         Ok(root) => root,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         // A mount whose server is gone cannot be looked at; its name is good enough.
         Err(_) => rootfs.to_owned(),
     };
-    let deadline = Instant::now() + BUSY_LIMIT;
+    let deadline = Instant::now() + busy_limit;
     let mut detached = Vec::new();
     for path in mounts_below(&root)? {
         loop {
@@ -537,13 +537,16 @@ mod tests {
         inner.target = "/inner".to_owned();
         mount_all(&[tmpfs.clone(), inner.clone()], &rootfs).unwrap();
         assert_eq!(mounts_below(&rootfs).unwrap().len(), 2);
-        assert_eq!(unmount_all(&rootfs).unwrap(), Vec::<String>::new());
+        assert_eq!(
+            unmount_all(&rootfs, BUSY_LIMIT).unwrap(),
+            Vec::<String>::new()
+        );
         assert_eq!(mounts_below(&rootfs).unwrap().len(), 0);
         let wrong = mount_of("no-such-fs", "x", "");
         mount_all(&[tmpfs, inner, wrong], &rootfs).unwrap_err();
         assert_eq!(mounts_below(&rootfs).unwrap().len(), 0);
         // Twice is no error.
-        unmount_all(&rootfs).unwrap();
+        unmount_all(&rootfs, BUSY_LIMIT).unwrap();
     }
 
     #[test]
@@ -556,7 +559,7 @@ mod tests {
         std::fs::create_dir(&rootfs).unwrap();
         mount_all(&[mount_of("tmpfs", "tmpfs", "")], &rootfs).unwrap();
         let _open = std::fs::File::create(rootfs.join("held")).unwrap();
-        let detached = unmount_all(&rootfs).unwrap();
+        let detached = unmount_all(&rootfs, BUSY_LIMIT).unwrap();
         assert_eq!(detached.len(), 1);
         let needle = format!("{} (", std::process::id());
         assert!(
@@ -591,8 +594,8 @@ mod tests {
         let overlay = mount_of("overlay", "overlay", &option);
         let mounted = mount_all(&[overlay], &rootfs);
         let count = std::fs::read_dir(&rootfs).unwrap().count();
-        unmount_all(&rootfs).unwrap();
-        unmount_all(&base).unwrap();
+        unmount_all(&rootfs, BUSY_LIMIT).unwrap();
+        unmount_all(&base, BUSY_LIMIT).unwrap();
         mounted.unwrap();
         assert_eq!(count, 60);
     }

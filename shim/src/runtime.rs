@@ -16,6 +16,7 @@ use holdfast_record::barrier::{self, Frame};
 use holdfast_record::process::describe;
 use holdfast_record::{ContainerId, Deadline, ExitStatus, Namespace};
 
+use crate::fault::{Fault, chain};
 use crate::options::Options;
 use crate::reaper::{AdoptError, Child, Launch, Reaper};
 use crate::sys::{self, ChildSetup};
@@ -107,6 +108,22 @@ pub(crate) enum RuntimeError {
         /// `create` or `exec`.
         verb: &'static str,
     },
+}
+
+impl RuntimeError {
+    /// As an RPC's answer, after containerd's words for the operation.
+    pub(crate) fn fault(&self, what: &str) -> Fault {
+        let text = format!("{what}: {}", chain(self));
+        match self {
+            Self::Deadline { .. } => Fault::deadline(text),
+            Self::Spawn { .. }
+            | Self::Failed(_)
+            | Self::NoPid { .. }
+            | Self::Adopt { .. }
+            | Self::Barrier { .. }
+            | Self::GivenUp { .. } => Fault::unknown(text),
+        }
+    }
 }
 
 /// Descriptors for the runtime's stdin, stdout and stderr, which `create` and `exec` hand on.
@@ -240,7 +257,8 @@ impl Runtime {
             .stderr(stdio(stderr))
             .current_dir(&self.bundle)
             .env_remove("NOTIFY_SOCKET")
-            .env_remove("HOLDFAST_BARRIER");
+            .env_remove(barrier::ENV)
+            .env_remove(crate::server::SOCKET_VARIABLE);
         command
     }
 
@@ -294,7 +312,7 @@ impl Runtime {
         let log = self.log_path(verb);
         call.arguments.push("--pid-file".into());
         call.arguments.push(pid_file.into());
-        let mut command = self.command(&mut call, &log);
+        let command = self.command(&mut call, &log);
         let launch = reaper.launch();
         let deadline = Deadline::after(call.limit, verb);
         let result = match self.flavour {
@@ -309,7 +327,6 @@ impl Runtime {
                         own_group: true,
                         ..ChildSetup::default()
                     };
-                    command.env_remove(barrier::ENV);
                     let mut working = self.spawn(reaper, command, setup)?;
                     let status = finish(&mut working, &deadline, verb).await?;
                     self.judge(status, &log, None)?;

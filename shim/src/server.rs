@@ -98,7 +98,6 @@ pub(crate) fn run(line: &CommandLine) -> Result<(), ServerError> {
         .build()
         .map_err(step("start the event loop"))?;
     let result = runtime.block_on(serve_containers(namespace, listener.into(), places));
-    remove_socket();
     // A blocking thread may hang in umount(2) for ever.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -140,18 +139,16 @@ async fn serve_containers(
     loop {
         tokio::select! {
             Some(()) = children.recv() => shim.reaper.sweep(),
-            () = shutdown.notified() => {
-                // Asked for while the last container was there; one may have come since.
-                if *count.borrow() == 0 {
-                    break;
-                }
-            }
-            Some(()) = terminate.recv() => if may_end("SIGTERM", *count.borrow()) { break },
-            Some(()) = interrupt.recv() => if may_end("SIGINT", *count.borrow()) { break },
+            // A container may have come since it was asked for.
+            () = shutdown.notified() => if shim.close() { break },
+            Some(()) = terminate.recv() => if may_end("SIGTERM", &shim) { break },
+            Some(()) = interrupt.recv() => if may_end("SIGINT", &shim) { break },
             Some(()) = user.recv() => log::info!("SIGUSR1: {} containers", *count.borrow()),
             Some(()) = hangup.recv() => log::debug!("SIGHUP ignored"),
         }
     }
+    // From here on a `start` of this group makes a new shim, and no Create is taken.
+    remove_socket();
     accepting.abort();
     let left = publisher.flush(FLUSH_LIMIT).await;
     if left > 0 {
@@ -166,12 +163,12 @@ async fn serve_containers(
 }
 
 /// A signal ends the shim only when that costs no container.
-fn may_end(name: &str, containers: usize) -> bool {
-    if containers == 0 {
-        return true;
+fn may_end(name: &str, shim: &Shim) -> bool {
+    let close = shim.close();
+    if !close {
+        log::warn!("{name} ignored: containers live here; end them through containerd");
     }
-    log::warn!("{name} ignored: {containers} containers live here; end them through containerd");
-    false
+    close
 }
 
 async fn accept(listener: UnixListener, service: Arc<TaskService>) {

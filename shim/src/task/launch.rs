@@ -141,7 +141,7 @@ impl Launcher {
         self.runtime
             .make(&self.reaper, call, &self.bundle.join("init.pid"), register)
             .await
-            .map_err(|error| Fault::chain("OCI runtime create failed", &error))?;
+            .map_err(|error| error.fault("OCI runtime create failed"))?;
         self.attach(console).await
     }
 
@@ -176,7 +176,7 @@ impl Launcher {
             self.runtime
                 .make(&self.reaper, call, &pid_file(&self.bundle, id), register)
                 .await
-                .map_err(|error| Fault::chain("OCI runtime exec failed", &error))?;
+                .map_err(|error| error.fault("OCI runtime exec failed"))?;
             self.attach(console).await
         }
         .await;
@@ -210,7 +210,7 @@ async fn mount(mounts: Vec<Mount>, rootfs: &Path) -> Result<(), Fault> {
         let result = rootfs::mount_all(&mounts, &target);
         if late.load(Ordering::SeqCst)
             && result.is_ok()
-            && let Err(error) = rootfs::unmount_all(&target)
+            && let Err(error) = rootfs::unmount_all(&target, rootfs::BUSY_LIMIT)
         {
             log::error!("undo a mount that came too late: {}", chain(&error));
         }
@@ -236,7 +236,9 @@ async fn mount(mounts: Vec<Mount>, rootfs: &Path) -> Result<(), Fault> {
 
 async fn unmount(rootfs: &Path) {
     let target = rootfs.to_owned();
-    match tokio::task::spawn_blocking(move || rootfs::unmount_all(&target)).await {
+    match tokio::task::spawn_blocking(move || rootfs::unmount_all(&target, rootfs::BUSY_LIMIT))
+        .await
+    {
         Ok(Ok(detached)) => detached.iter().for_each(|line| log::warn!("{line}")),
         Ok(Err(error)) => log::error!("undo create: {}", chain(&error)),
         Err(error) => log::error!("undo create: {error}"),

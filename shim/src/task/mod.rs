@@ -42,6 +42,7 @@ pub(crate) mod state;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::Mount;
@@ -79,6 +80,8 @@ pub(crate) struct Shim {
     pub(crate) hierarchies: Option<Hierarchies>,
     containers: Mutex<HashMap<ContainerId, Handle>>,
     count: watch::Sender<usize>,
+    /// The end has begun: nothing is created any more.
+    closed: AtomicBool,
 }
 
 /// What containerd wants created.
@@ -248,7 +251,18 @@ impl Shim {
             hierarchies,
             containers: Mutex::default(),
             count: watch::Sender::new(0),
+            closed: AtomicBool::new(false),
         }
+    }
+
+    /// Refuses containers from now on, unless there are some; false then.
+    pub(crate) fn close(&self) -> bool {
+        let containers = self.containers();
+        let close = containers.is_empty();
+        if close {
+            self.closed.store(true, Ordering::SeqCst);
+        }
+        close
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<ContainerId, Handle>> {
@@ -285,6 +299,12 @@ impl Shim {
         let (show, view) = watch::channel(None);
         {
             let mut containers = self.containers();
+            if self.closed.load(Ordering::SeqCst) {
+                return Err(Fault::new(
+                    Code::UNAVAILABLE,
+                    "the shim is ending: try again",
+                ));
+            }
             if containers.contains_key(&request.id) {
                 return Err(state::Refusal::Exists(request.id.to_string()).into());
             }

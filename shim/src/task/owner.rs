@@ -18,7 +18,7 @@ use holdfast_cgroups::{Cgroup, When};
 use holdfast_record::ledger::{Kind, Pod, Record};
 use holdfast_record::logging::take_incident;
 use holdfast_record::process::{ProcessIdentity, describe};
-use holdfast_record::reason::Rpc;
+use holdfast_record::reason::{Rpc, TimedOut};
 use holdfast_record::{ContainerId, ExecId, ExitStatus, Reason, Signal, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -118,6 +118,8 @@ struct ExecSide {
     side: Side,
     spec: Vec<u8>,
     start: Option<Reply<u32>>,
+    /// When the latest start began.
+    began: Instant,
     /// Stops the runtime that starts it.
     launch: Option<AbortHandle>,
     delete: Option<Reply<Remains>>,
@@ -146,6 +148,7 @@ pub(super) struct Owner {
     events: mpsc::Sender<Event>,
     inbox: mpsc::Receiver<Event>,
     created: Option<Reply<u32>>,
+    began: Instant,
     underway: Option<Underway>,
     pending: VecDeque<Command>,
     /// A Delete that waits for init's end to be told.
@@ -190,6 +193,7 @@ impl Owner {
             events,
             inbox,
             created: None,
+            began: Instant::now(),
             underway: None,
             pending: VecDeque::new(),
             deferred_delete: None,
@@ -318,9 +322,14 @@ impl Owner {
                     let _ = process.signal(libc::SIGKILL);
                 }
                 self.model.create_failed();
-                let reason = Reason::CreateStepFailed {
-                    step: "create".to_owned(),
-                    text: fault.text.clone(),
+                let reason = match fault.code {
+                    Code::DEADLINE_EXCEEDED => {
+                        Reason::CreateTimedOut(timed_out(&fault, self.began))
+                    }
+                    _ => Reason::CreateStepFailed {
+                        step: "create".to_owned(),
+                        text: fault.text.clone(),
+                    },
                 };
                 self.record(Record::new(Kind::Container, &reason, Timestamp::now()));
                 log::error!("{}: {}", self.id, fault.text);
@@ -584,8 +593,13 @@ impl Owner {
                 Err(fault) => {
                     // Fresh ends for a start that is tried again.
                     exec.side.io = Arc::default();
-                    let reason = Reason::ExecFailed {
-                        text: fault.text.clone(),
+                    let reason = match fault.code {
+                        Code::DEADLINE_EXCEEDED => {
+                            Reason::ExecTimedOut(timed_out(fault, exec.began))
+                        }
+                        _ => Reason::ExecFailed {
+                            text: fault.text.clone(),
+                        },
                     };
                     let record = Record::new(Kind::Exec, &reason, Timestamp::now()).of_exec(id);
                     self.record(record);
@@ -660,6 +674,7 @@ impl Owner {
                         side: Side::new(paths),
                         spec,
                         start: None,
+                        began: Instant::now(),
                         launch: None,
                         delete: None,
                     };
@@ -748,9 +763,7 @@ impl Owner {
         let (runtime, reaper) = (self.runtime.clone(), Arc::clone(&self.shim.reaper));
         self.later(async move {
             let result = runtime.run(&reaper, Call::new("start", START_LIMIT)).await;
-            Event::StartDone(
-                result.map_err(|error| Fault::chain("OCI runtime start failed", &error)),
-            )
+            Event::StartDone(result.map_err(|error| error.fault("OCI runtime start failed")))
         });
     }
 
@@ -766,6 +779,7 @@ impl Owner {
             return;
         };
         exec.start = Some(reply);
+        exec.began = Instant::now();
         let (spec, launcher) = (
             exec.spec.clone(),
             self.execs.get(id).map(|exec| self.launcher(&exec.side)),
@@ -1331,6 +1345,14 @@ impl Owner {
             exit: side.exit.subscribe(),
             stdio: Arc::clone(&side.paths),
         })
+    }
+}
+
+fn timed_out(fault: &Fault, began: Instant) -> TimedOut {
+    TimedOut {
+        step: fault.text.clone(),
+        waited: began.elapsed(),
+        process: None,
     }
 }
 

@@ -34,12 +34,13 @@ pub(super) async fn container(
     runtime
         .run(&reaper, call)
         .await
-        .map_err(|error| Fault::chain("failed to delete the container in the runtime", &error))?;
-    let Some(rootfs) = rootfs else {
+        .map_err(|error| error.fault("failed to delete the container in the runtime"))?;
+    let Some(target) = rootfs else {
         return Ok(Vec::new());
     };
-    let shown = rootfs.display().to_string();
-    let work = tokio::task::spawn_blocking(move || rootfs::unmount_all(&rootfs));
+    let shown = target.display().to_string();
+    let work =
+        tokio::task::spawn_blocking(move || rootfs::unmount_all(&target, rootfs::BUSY_LIMIT));
     match tokio::time::timeout(UNMOUNT_LIMIT, work).await {
         Ok(Ok(Ok(detached))) => {
             detached
