@@ -326,3 +326,6 @@ impl Shim {
             .map_err(|_| Fault::unknown("the container's owner failed; see the shim's log"))?
     }
 }
+
+#[cfg(test)]
+mod tests;
