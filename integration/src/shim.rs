@@ -122,6 +122,39 @@ impl Shim {
         self.call::<_, api::Empty>("Exec", &request).map(|_| ())
     }
 
+    /// Registers a process with streams: paths of fifos, empty for none.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    pub fn exec_with_streams(
+        &self,
+        id: &str,
+        exec_id: &str,
+        args: &[&str],
+        [stdin, stdout, stderr]: [&str; 3],
+    ) -> Result<(), Refused> {
+        let mut request = api::ExecProcessRequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        request.stdin = stdin.to_owned();
+        request.stdout = stdout.to_owned();
+        request.stderr = stderr.to_owned();
+        request.spec = MessageField::some(process_any(args));
+        self.call::<_, api::Empty>("Exec", &request).map(|_| ())
+    }
+
+    /// Tells the shim that no more input will come.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    pub fn close_stdin(&self, id: &str, exec_id: &str) -> Result<(), Refused> {
+        let mut request = api::CloseIORequest::new();
+        request.id = id.to_owned();
+        request.exec_id = exec_id.to_owned();
+        request.stdin = true;
+        self.call::<_, api::Empty>("CloseIO", &request).map(|_| ())
+    }
+
     /// Starts init (`exec_id` empty) or a registered process; its pid.
     ///
     /// # Errors
