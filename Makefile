@@ -46,7 +46,8 @@ check: build-needs ## formatting, lints, licences, and the rules of the house
 	else echo "cargo-deny is not installed: licences and advisories are NOT checked in this run"; fi
 	cargo test --locked -p holdfast-integration --test house
 
-test: test-unit test-integration ## every test: unit, then black-box against real containerd
+test: ## every test: unit, then black-box against real containerd
+	@$(MAKE) --no-print-directory --keep-going test-unit test-integration
 
 test-unit: build-needs ## tests that need no containerd
 	cargo test --locked --no-fail-fast --workspace --exclude holdfast-integration
