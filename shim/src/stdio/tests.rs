@@ -133,13 +133,13 @@ async fn files_are_appended_to_and_unknown_schemes_are_named() {
     let text = std::fs::read_to_string(file).unwrap();
     assert!(text == "out\nerr\n" || text == "err\nout\n", "{text:?}");
     let paths = StdioPaths {
-        stdout: "binary:///x".to_owned(),
+        stdout: "gopher:///x".to_owned(),
         ..StdioPaths::default()
     };
     assert!(
         check(&paths)
             .unwrap_err()
             .to_string()
-            .contains("binary:///x")
+            .contains("gopher:///x")
     );
 }

@@ -520,10 +520,11 @@ impl Owner {
 
     /// Ends starts of exec processes that go on although init has ended.
     fn give_up_launches(&mut self) {
+        // By the launches and not by the model, which forgets its execs with the container.
         let late: Vec<ExecId> = self
-            .model
-            .unfinished_execs()
-            .filter(|(_, exec)| matches!(exec, Exec::Starting | Exec::Registered(..)))
+            .execs
+            .iter()
+            .filter(|(_, exec)| exec.launch.is_some())
             .map(|(id, _)| id.clone())
             .collect();
         for id in late {

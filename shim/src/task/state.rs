@@ -453,6 +453,8 @@ impl<P: Clone> Container<P> {
             if success {
                 self.told.push(Told::Deleted(process, ended));
                 self.init = Init::Deleted;
+                // Only what would not end in time is left, and nothing is told after a delete.
+                self.execs.clear();
             } else {
                 self.init = Init::Stopped(process, ended);
             }

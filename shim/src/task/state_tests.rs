@@ -134,7 +134,8 @@ fn apply(model: &mut Model, world: &mut World, step: Step) {
                     world.alive.remove(index);
                     model.exec_ended(&exec_id(n), exit(n));
                 }
-                assert_eq!(model.exec_start_done(&exec_id(n), ok).is_ok(), ok);
+                let known = !matches!(model.init(), Init::Deleted);
+                assert_eq!(model.exec_start_done(&exec_id(n), ok).is_ok(), ok && known);
             }
         }
         Step::ExecDelete(n) => drop(model.exec_begin_delete(&exec_id(n))),
@@ -192,7 +193,7 @@ fn check(told: &[Told<u32>], expired: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
     #[test]
     fn no_interleaving_shows_an_exit_without_its_start_or_a_pid_before_it_is_set(
         early_death in any::<bool>(),
@@ -224,7 +225,9 @@ proptest! {
         check(&told, world.expired);
         let starts = told.iter().filter(|e| matches!(e, Told::ExecStarted(..))).count();
         let exits = told.iter().filter(|e| matches!(e, Told::ExecExited(..))).count();
-        prop_assert_eq!(starts, exits);
+        // The end of a process that outlived the bound and its container is told to nobody.
+        let gone = world.expired && matches!(model.init(), Init::Deleted);
+        prop_assert!(starts == exits || gone);
         let finals = told.iter().filter(|e| matches!(e, Told::Exited(..))).count();
         prop_assert_eq!(finals, 1);
         prop_assert!(!model.is_holding_exit());
