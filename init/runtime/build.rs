@@ -20,7 +20,14 @@ fn main() -> io::Result<()> {
         );
     }
     let folder = out.join("init-target");
-    let status = Command::new(env_var("CARGO")?)
+    let mut cargo = Command::new(env_var("CARGO")?);
+    // The image depends on its profile: without LTO it would want an unwinder.
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PROFILE_") {
+            cargo.env_remove(name);
+        }
+    }
+    let status = cargo
         .args(["build", "--package", "holdfast-init", "--profile", "init"])
         .args(["--target", &target])
         .arg("--target-dir")

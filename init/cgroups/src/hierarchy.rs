@@ -2,8 +2,10 @@
 //!
 //! Sources: cgroups(7), proc_pid_mountinfo(5), Documentation/admin-guide/cgroup-v2.rst ("Mounting").
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -266,8 +268,17 @@ fn read_mountinfo(own: &str) -> Result<Vec<Hierarchy>> {
         }
     };
     let mut found = read().map_err(Error::io("read", PATH))?;
+    // People cover the v2 mount of a hybrid node with a tmpfs for programs that do not expect
+    // it; mountinfo is not read far enough to see that.
+    found.retain(|h| !h.is_v2() || is_cgroup2(&h.mount_point));
     found.sort_by_key(Hierarchy::is_v2);
     Ok(found)
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    CString::new(path.as_os_str().as_bytes()).is_ok_and(|path| {
+        sys::file_system_magic(&path).is_ok_and(|magic| magic == sys::CGROUP2_MAGIC)
+    })
 }
 
 /// The controllers that /proc/PID/cgroup names.

@@ -209,13 +209,19 @@ impl State {
     }
 
     /// `pivot_root(".", ".")` stacks the old root on the new one; detaching "." removes it.
-    pub(crate) fn pivot_root(&mut self) -> Done {
+    pub(crate) fn pivot_root(&mut self, shared: bool) -> Done {
         let root = self.root()?.dir();
+        let old = if shared {
+            let old = sys::open(c"/", k::O_PATH | k::O_DIRECTORY);
+            Some(old.map_err(|errno| Fault::on(b"open", b"/", errno))?)
+        } else {
+            None
+        };
         sys::fchdir(root).map_err(|errno| Fault::call(b"fchdir", errno))?;
         sys::pivot_root(c".", c".").map_err(|errno| Fault::call(b"pivot_root", errno))?;
-        // The detach must not travel to peers of the old root on the host.
-        sys::mount(None, c".", None, u64::from(k::MS_SLAVE) | MS_REC, None)
-            .map_err(|errno| Fault::call(b"mount old root rslave", errno))?;
+        if let Some(old) = old {
+            set_propagation(old, u64::from(k::MS_SLAVE) | MS_REC)?;
+        }
         sys::detach(c".").map_err(|errno| Fault::call(b"umount2 old root", errno))?;
         sys::chdir(c"/").map_err(|errno| Fault::call(b"chdir", errno))
     }

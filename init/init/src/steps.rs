@@ -137,7 +137,7 @@ impl State {
             Step::Mask { path } => self.mask(path),
             Step::Readonly { path } => self.readonly(path),
             Step::ReadonlyRoot {} => self.readonly_root(),
-            Step::PivotRoot {} => self.pivot_root(),
+            Step::PivotRoot { shared } => self.pivot_root(shared),
             Step::MoveRoot {} => self.move_root(),
             Step::Chroot {} => self.chroot(),
             Step::Rlimit {

@@ -11,8 +11,6 @@ use crate::wire::{Field, List, Malformed, Reader, Sink, Words};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Point {
-    /// uid and gid maps of the new user namespace are written.
-    UserMaps = 1,
     /// The process is in its cgroups.
     Cgroups = 2,
     /// `prestart`, `createRuntime` and `createContainer` hooks have run. Announced first.
@@ -53,7 +51,6 @@ macro_rules! wire_enum {
     };
 }
 wire_enum!(Point {
-    UserMaps = 1,
     Cgroups = 2,
     Hooks = 3,
     Ready = 4
@@ -100,7 +97,7 @@ steps! {
     2 Unshare { flags: u32 }
     /// Send "reached" when `announce`; wait for the parent's byte when `wait`.
     3 Await { point: Point, announce: bool, wait: bool }
-    /// `setresgid(0)`, `setresuid(0)`: become root of the new user namespace.
+    /// `setresgid(0)`, `setresuid(0)`: become root of the user namespace just joined.
     4 BecomeRoot {}
     /// `prctl(PR_SET_DUMPABLE, 0)`.
     5 NonDumpable {}
@@ -176,8 +173,9 @@ steps! {
     21 Readonly { path: &'a CStr }
     /// Set `MOUNT_ATTR_RDONLY` on the root mount itself.
     22 ReadonlyRoot {}
-    /// `pivot_root(".", ".")` and detach the old root.
-    23 PivotRoot {}
+    /// `pivot_root(".", ".")` and detach the old root; when mounts are `shared` with the host
+    /// they are made slaves first, so that the detach does not travel.
+    23 PivotRoot { shared: bool }
     /// `mount(MS_MOVE)` to `/` and `chroot`: for an initramfs, where pivot_root cannot work.
     24 MoveRoot {}
     /// `chroot` into the root: no mount namespace of its own.

@@ -182,13 +182,13 @@ fn check_namespaces(linux: &Linux) -> Result<()> {
                 format!("{} is there twice", entry.typ()),
             ));
         }
-        if let Some(path) = entry.path() {
-            if !path.is_absolute() {
-                return Err(Error::spec(
-                    "linux.namespaces",
-                    format!("the path {path:?} of {} must be absolute", entry.typ()),
-                ));
-            }
+        if let Some(path) = entry.path()
+            && !path.is_absolute()
+        {
+            return Err(Error::spec(
+                "linux.namespaces",
+                format!("the path {path:?} of {} must be absolute", entry.typ()),
+            ));
         }
     }
     if is_new(list, LinuxNamespaceType::User) {

@@ -12,7 +12,7 @@ use crate::image;
 use crate::link::Link;
 use crate::plan::create::Prepared;
 use crate::plan::namespaces::{Joined, Namespaces, flag, proc_name};
-use crate::sys::clone::{Clone3, Cloned, clone_and_execute, in_between};
+use crate::sys::clone::{Clone3, Cloned, UserNamespace, clone_and_execute, in_between};
 use crate::sys::fd;
 
 /// How the process is made.
@@ -26,6 +26,8 @@ pub struct Launch<'a> {
     pub entrance: Option<&'a Entrance>,
     /// Make it a child of our parent: the shim that registers it.
     pub sibling: bool,
+    /// Whether it becomes root of another user namespace before it executes the image.
+    pub user_namespace: UserNamespace,
     /// Its fds 0 to 2, when they are not ours.
     pub stdio: Option<&'a [OwnedFd; 3]>,
 }
@@ -59,7 +61,9 @@ pub fn launch(request: &Launch<'_>, prepared: Prepared) -> Result<Link> {
         image: executable.as_fd(),
         args: [c"holdfast-init", &plan_arg, &sync_arg],
         keep: theirs.as_fd(),
+        peer: ours.as_fd(),
         entrance: request.entrance,
+        user_namespace: request.user_namespace,
         stdio: request
             .stdio
             .map(|fds| [fds[0].as_fd(), fds[1].as_fd(), fds[2].as_fd()]),

@@ -220,10 +220,10 @@ pub(crate) fn explain(fault: &Fault<'_>, labels: &[String], looked_up: Option<&s
         .cloned()
         .unwrap_or_else(|| "start holdfast-init".into());
     let detail = String::from_utf8_lossy(fault.detail).into_owned();
-    if let Some(name) = looked_up {
-        if doing == FIND_PROGRAM || doing == EXECUTE {
-            return Error::Program(program_text(name, fault.errno));
-        }
+    if let Some(name) = looked_up
+        && (doing == FIND_PROGRAM || doing == EXECUTE)
+    {
+        return Error::Program(program_text(name, fault.errno));
     }
     let source = (fault.errno != 0).then(|| std::io::Error::from_raw_os_error(fault.errno));
     Error::Step {

@@ -11,7 +11,7 @@ use super::filter::Filter;
 use super::mounts::{self, Cgroups};
 use super::namespaces::{Namespaces, flag};
 use super::{Draft, PlanImage, devices, identity};
-use crate::bundle::{Bundle, cstring, is_new, namespace};
+use crate::bundle::{Bundle, cstring, namespace};
 use crate::error::{Error, Result};
 
 /// What the plan depends on beside the bundle.
@@ -67,17 +67,10 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     let process = bundle.process()?;
     let list = bundle.namespaces();
     let own_mounts = namespace(list, Type::Mount).is_some();
-    let new_user = is_new(list, Type::User);
     let any_user = namespace(list, Type::User).is_some();
     let mut draft = Draft::new(inputs.preserve_fds)?;
 
     join(&mut draft, inputs.namespaces)?;
-    if new_user {
-        wait(&mut draft, Point::UserMaps, false);
-    }
-    if any_user {
-        draft.push(Step::BecomeRoot {}, "become root of the user namespace");
-    }
     draft.push(Step::NewSession {}, "start a session");
     if !inputs.no_keyring {
         let name = cstring("id", format!("_ses.{}", inputs.id))?;
@@ -188,7 +181,6 @@ pub fn has_create_hooks(bundle: &Bundle) -> bool {
 
 pub(super) fn wait(draft: &mut Draft, point: Point, announce: bool) {
     let label = match point {
-        Point::UserMaps => "wait for the user namespace's maps",
         Point::Cgroups => "wait for the cgroups",
         Point::Hooks => "wait for the hooks",
         Point::Ready => "wait for the go-ahead",
@@ -340,7 +332,12 @@ fn finish_root(draft: &mut Draft, bundle: &Bundle, propagation: u64, no_pivot: b
     if no_pivot {
         draft.push(Step::MoveRoot {}, "move the root to /");
     } else {
-        draft.push(Step::PivotRoot {}, "pivot to the root file system");
+        draft.push(
+            Step::PivotRoot {
+                shared: propagation & libc::MS_SHARED != 0,
+            },
+            "pivot to the root file system",
+        );
     }
     if propagation != 0 {
         draft.push(

@@ -7,6 +7,20 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use holdfast_cgroups::Entrance;
 use holdfast_plan::report::{Fault, MAX_FRAME, Report};
 
+/// What the clone does to the child's user namespace.
+///
+/// execve takes the capabilities of a process that is not root in its user namespace, so it
+/// has to become root before the image is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UserNamespace {
+    /// It stays in ours.
+    Unchanged,
+    /// A new one: the child waits for the parent's byte, sent when the maps are written.
+    New,
+    /// One that exists and has its maps.
+    Joined,
+}
+
 /// What the new process starts with.
 pub(crate) struct Clone3<'a> {
     /// `CLONE_NEW*`.
@@ -21,8 +35,12 @@ pub(crate) struct Clone3<'a> {
     pub(crate) args: [&'a CStr; 3],
     /// The only close-on-exec descriptor the image keeps.
     pub(crate) keep: BorrowedFd<'a>,
+    /// The parent's end of the socket whose other end is `keep`.
+    pub(crate) peer: BorrowedFd<'a>,
     /// v1 cgroups that the child enters by itself before it executes the image.
     pub(crate) entrance: Option<&'a Entrance>,
+    /// The child's user namespace.
+    pub(crate) user_namespace: UserNamespace,
     /// fds 0 to 2 of the child, when they are not ours.
     pub(crate) stdio: Option<[BorrowedFd<'a>; 3]>,
 }
@@ -54,6 +72,9 @@ pub(crate) fn clone_and_execute(request: &Clone3<'_>) -> io::Result<Cloned> {
             if let Some(Err(error)) = request.entrance.map(Entrance::enter) {
                 give_up(request, &error, b"enter the v1 cgroups");
             }
+            if let Err(error) = become_root(request) {
+                give_up(request, &error, b"become root of the user namespace");
+            }
             if let Some(stdio) = &request.stdio {
                 for (to, from) in (0..).zip(stdio) {
                     libc::dup2(from.as_raw_fd(), to);
@@ -75,6 +96,40 @@ pub(crate) fn clone_and_execute(request: &Clone3<'_>) -> io::Result<Cloned> {
     // nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Cloned { pid, pidfd })
+}
+
+/// In the child: waits for the maps and takes id 0. Raw system calls: glibc's wrappers would
+/// look for the threads of a process that this one only was copied from.
+fn become_root(request: &Clone3<'_>) -> io::Result<()> {
+    match request.user_namespace {
+        UserNamespace::Unchanged => return Ok(()),
+        UserNamespace::New => {
+            // Our copy of the parent's end would keep the read below from ever seeing its death.
+            // SAFETY: integers only; the descriptor is the child's own copy.
+            unsafe { libc::close(request.peer.as_raw_fd()) };
+            let mut answer = [0u8; 1];
+            let socket = request.keep.as_raw_fd();
+            // SAFETY: reads at most one byte into a buffer of one.
+            match unsafe { libc::read(socket, answer.as_mut_ptr().cast(), 1) } {
+                1 => {}
+                // The parent is gone and nobody wants this process.
+                // SAFETY: ends the child without running the parent's exit handlers.
+                0 => unsafe { libc::_exit(1) },
+                _ => return Err(io::Error::last_os_error()),
+            }
+        }
+        UserNamespace::Joined => {}
+    }
+    // SAFETY: integers only.
+    let done = unsafe {
+        libc::syscall(libc::SYS_setresgid, 0, 0, 0) == 0
+            && libc::syscall(libc::SYS_setresuid, 0, 0, 0) == 0
+    };
+    if done {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Tells the parent why the image did not start, and ends the child. No allocation.

@@ -20,7 +20,7 @@ use libcontainer::user_ns::UserNamespaceConfig;
 use oci_spec::runtime::{LinuxNamespaceType as Type, LinuxResources};
 
 use super::{Context, environment, state};
-use crate::bundle::{Bundle, cstring, is_new};
+use crate::bundle::{Bundle, cstring, is_new, namespace};
 use crate::error::{Doing, Error, Result};
 use crate::hooks::{HookNamespaces, HookStage, run_hooks};
 use crate::launch::{Launch, launch};
@@ -30,6 +30,7 @@ use crate::plan::filter::Filter;
 use crate::plan::namespaces::{Namespaces, flag};
 use crate::registration::Shim;
 use crate::state::{Saved, SavedListener, StateDir, write_whole};
+use crate::sys::clone::UserNamespace;
 use crate::sys::fd;
 use crate::terminal;
 
@@ -226,12 +227,18 @@ impl Creation<'_> {
             no_keyring: self.options.no_new_keyring,
         })?;
         self.save(cgroup, filter.as_ref())?;
+        let user_namespace = match namespace(list, Type::User).map(|n| n.path().is_some()) {
+            None => UserNamespace::Unchanged,
+            Some(false) => UserNamespace::New,
+            Some(true) => UserNamespace::Joined,
+        };
         let mut link = launch(
             &Launch {
                 namespaces: &namespaces,
                 cgroup: into,
                 entrance: Some(&entrance),
                 sibling: shim.is_some(),
+                user_namespace,
                 stdio: None,
             },
             prepared,

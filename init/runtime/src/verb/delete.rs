@@ -77,12 +77,11 @@ fn kill_init(container: &Container) -> Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
         other => other.doing(|| format!("kill process {pid}"))?,
     }
-    if let Some(cgroup) = container.cgroup() {
-        if let Err(error) = cgroup.thaw_all() {
-            if !error.is_gone() {
-                log::warn!("delete: {}", crate::error::chain(&error));
-            }
-        }
+    if let Some(cgroup) = container.cgroup()
+        && let Err(error) = cgroup.thaw_all()
+        && !error.is_gone()
+    {
+        log::warn!("delete: {}", crate::error::chain(&error));
     }
     let deadline = Deadline::named(
         "delete",

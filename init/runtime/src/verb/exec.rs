@@ -27,6 +27,7 @@ use crate::plan::filter::Filter;
 use crate::plan::namespaces::{Joined, Namespaces, flag};
 use crate::registration::Shim;
 use crate::state::{Container, Status, write_whole};
+use crate::sys::clone::UserNamespace;
 use crate::sys::{clone, fd, signals};
 use crate::terminal::{self, Proxy, console_pair};
 
@@ -307,6 +308,7 @@ impl Execution<'_> {
                 cgroup: into,
                 entrance: entrance.as_ref(),
                 sibling,
+                user_namespace: UserNamespace::Unchanged,
                 stdio: self.stdio.as_ref(),
             },
             prepared,
@@ -371,7 +373,7 @@ impl Execution<'_> {
                     link.pid,
                     &fd,
                 )?,
-                Said::Reached(Point::UserMaps | Point::Cgroups | Point::Hooks | Point::Ready) => {}
+                Said::Reached(Point::Cgroups | Point::Hooks | Point::Ready) => {}
             }
         }
     }

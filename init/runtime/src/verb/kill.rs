@@ -45,14 +45,12 @@ pub fn kill(context: &Context, id: &ContainerId, signal: Signal, all: bool) -> R
         other => other.doing(|| format!("send signal {} to process {pid}", signal.number())),
     }?;
     // A frozen process takes SIGKILL only once it is thawed (v1; v2 does it by itself).
-    if signal.number() == libc::SIGKILL {
-        if let Some(cgroup) = container.cgroup() {
-            if let Err(error) = cgroup.thaw_all() {
-                if !error.is_gone() {
-                    log::warn!("kill: {}", crate::error::chain(&error));
-                }
-            }
-        }
+    if signal.number() == libc::SIGKILL
+        && let Some(cgroup) = container.cgroup()
+        && let Err(error) = cgroup.thaw_all()
+        && !error.is_gone()
+    {
+        log::warn!("kill: {}", crate::error::chain(&error));
     }
     Ok(())
 }
