@@ -22,6 +22,7 @@ use crate::options::Options;
 use crate::publisher::proto_time;
 use crate::rootfs;
 use crate::runtime;
+use crate::stdio::console::remove_leftovers;
 use crate::task::record::{Entry, read};
 
 /// Bound of the runtime's part; with the unmount it stays below containerd's five seconds.
@@ -104,6 +105,12 @@ pub(crate) fn delete(line: &CommandLine) -> Result<(), DeleteError> {
     }
     unmount(&bundle.join("rootfs"));
     remove_stale_socket(&bundle);
+    if let Some(shim) = history
+        .shim
+        .filter(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+    {
+        remove_leftovers(shim);
+    }
     let answer = answer(&history, &bundle);
     if !history.deleted && history.pid.is_some() {
         record(&namespace, &id, &history);

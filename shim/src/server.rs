@@ -118,7 +118,9 @@ async fn serve_containers(
     let mut user = signal(SignalKind::user_defined1()).map_err(step("handle SIGUSR1"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(step("handle SIGHUP"))?;
 
-    let address = std::env::var_os("TTRPC_ADDRESS")
+    let address = std::env::var("TTRPC_ADDRESS")
+        .ok()
+        .map(|address| address.trim_start_matches("unix://").to_owned())
         .filter(|path| !path.is_empty())
         .map(PathBuf::from);
     let publisher = Arc::new(Publisher::new(namespace.clone(), address));

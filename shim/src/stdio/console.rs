@@ -15,6 +15,31 @@ use crate::sys;
 /// How long after the runtime's success its terminal may be under way.
 pub(crate) const CONSOLE_LIMIT: Duration = Duration::from_secs(10);
 
+/// Where the sockets' directories are made.
+const PARENT: &str = "/run/holdfast";
+
+/// What the names of one shim's directories begin with.
+fn prefix(shim: u32) -> String {
+    format!("pty-{shim}-")
+}
+
+/// Removes what a killed shim has left.
+pub(crate) fn remove_leftovers(shim: u32) {
+    let Ok(entries) = std::fs::read_dir(PARENT) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with(&prefix(shim))
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            log::warn!("remove {}: {error}", entry.path().display());
+        }
+    }
+}
+
 /// The terminal did not come.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConsoleError {
@@ -57,14 +82,14 @@ impl ConsoleSocket {
             let path = path.to_owned();
             move |source| ConsoleError::Io { step, path, source }
         };
-        let parent = Path::new("/run/holdfast");
+        let parent = Path::new(PARENT);
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(parent)
             .map_err(failed("create", parent))?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = parent.join(format!("pty-{}-{number}", std::process::id()));
+        let dir = parent.join(format!("{}{number}", prefix(std::process::id())));
         // Left over from a shim of the same pid that was killed.
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::DirBuilder::new()

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -35,8 +36,9 @@ pub(super) enum Sink {
         /// Only held.
         _keepalive: OwnedFd,
     },
-    /// A regular file.
-    File(File),
+    /// A regular file. Written on a thread of its own: its disk may hang, and the event loop
+    /// must not.
+    File(Arc<File>),
     /// Read and forgotten.
     Nowhere,
 }
@@ -63,7 +65,7 @@ impl Sink {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
                 other => other,
             },
-            Self::File(file) => file.write_all(bytes).map(|()| bytes.len()),
+            Self::File(_) => Ok(0),
             Self::Nowhere => Ok(bytes.len()),
         }
     }
@@ -76,7 +78,14 @@ impl Sink {
                     fd.async_io(Interest::WRITABLE, |mut file: &File| file.write(bytes))
                         .await?
                 }
-                Self::File(_) | Self::Nowhere => self.write(bytes)?,
+                Self::File(file) => {
+                    let (file, owned) = (Arc::clone(file), bytes.to_vec());
+                    tokio::task::spawn_blocking(move || (&*file).write_all(&owned))
+                        .await
+                        .map_err(io::Error::other)??;
+                    bytes.len()
+                }
+                Self::Nowhere => bytes.len(),
             };
             bytes = bytes.get(written..).unwrap_or_default();
         }

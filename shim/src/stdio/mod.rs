@@ -23,7 +23,7 @@ pub(crate) mod logger;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
@@ -395,7 +395,7 @@ fn append(stream: &'static str, path: &Path) -> Result<Sink, StdioError> {
         .create(true)
         .open(path)
         .map_err(io_error(stream, "open for appending", path))?;
-    Ok(Sink::File(file))
+    Ok(Sink::File(Arc::new(file)))
 }
 
 fn null(stream: &'static str) -> Result<OwnedFd, StdioError> {

@@ -193,7 +193,7 @@ fn check(told: &[Told<u32>], expired: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
     #[test]
     fn no_interleaving_shows_an_exit_without_its_start_or_a_pid_before_it_is_set(
         early_death in any::<bool>(),
@@ -210,8 +210,11 @@ proptest! {
         let mut told = model.take_told();
         for step in steps {
             apply(&mut model, &mut world, step);
-            told.extend(model.take_told());
-            check(&told, world.expired);
+            let new = model.take_told();
+            if !new.is_empty() {
+                told.extend(new);
+                check(&told, world.expired);
+            }
         }
         // Let everything come to its end: then nothing that was started lacks its exit.
         for n in 0..3 {
