@@ -46,7 +46,7 @@ fn exec_id(id: &str) -> Result<Option<ExecId>, Fault> {
     }
     ExecId::new(id)
         .map(Some)
-        .map_err(|error| Fault::invalid(format!("exec id {id:?}: {error}")))
+        .map_err(|error| Fault::invalid(error.to_string()))
 }
 
 fn process<'a>(view: &'a View, exec: Option<&ExecId>) -> Result<&'a ProcessView, Fault> {
@@ -104,7 +104,7 @@ impl TaskService {
         request: api::CreateTaskRequest,
     ) -> Result<api::CreateTaskResponse, Fault> {
         let id = ContainerId::new(request.id.as_str())
-            .map_err(|error| Fault::invalid(format!("container id {:?}: {error}", request.id)))?;
+            .map_err(|error| Fault::invalid(error.to_string()))?;
         if !request.checkpoint.is_empty() {
             return Err(Fault::unimplemented(
                 "restore is not supported by this version of the shim",
