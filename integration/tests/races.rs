@@ -1,7 +1,8 @@
 //! Many things at once, and nothing left afterwards.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::leaks::descriptors;
@@ -27,32 +28,37 @@ fn a_thousand_execs_race_with_questions_and_signals(containerd: &Containerd) {
     let before = descriptors(shim_pid);
 
     let next = AtomicUsize::new(0);
-    let done = AtomicBool::new(false);
+    let (announce, announced) = mpsc::channel::<String>();
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..AT_ONCE)
-            .map(|_| {
-                scope.spawn(|| {
-                    let shim = Shim::of(containerd, "box");
-                    loop {
-                        let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= EXECS {
-                            return;
-                        }
-                        one_exec(&shim, &format!("exec-{number}"));
+        for _ in 0..AT_ONCE {
+            let announce = announce.clone();
+            let next = &next;
+            scope.spawn(move || {
+                let shim = Shim::of(containerd, "box");
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= EXECS {
+                        return;
                     }
-                })
-            })
-            .collect();
-        let asker = scope.spawn(|| {
+                    let exec = format!("exec-{number}");
+                    // The asking thread may have failed: that is told by its own join.
+                    let _ = announce.send(exec.clone());
+                    one_exec(&shim, &exec);
+                }
+            });
+        }
+        drop(announce);
+        // Asked once for each exec, not in a loop: on two cores that would leave the container
+        // no time to run.
+        scope.spawn(move || {
             let shim = Shim::of(containerd, "box");
-            while !done.load(Ordering::Relaxed) {
+            for exec in announced {
                 let state = shim.state("box", "").expect("State of init");
                 assert_eq!(state.pid, init);
                 assert_eq!(state.status.value(), 2, "init is running");
                 let pids = shim.pids("box").expect("Pids");
                 assert!(pids.contains(&init), "{pids:?} lacks init {init}");
                 assert!(!pids.contains(&0), "{pids:?}");
-                let exec = format!("exec-{}", next.load(Ordering::Relaxed).saturating_sub(1));
                 if let Ok(state) = shim.state("box", &exec) {
                     // 1 created: no pid yet; 2 running: one.
                     assert!(state.status.value() != 2 || state.pid != 0, "{state:?}");
@@ -61,15 +67,6 @@ fn a_thousand_execs_race_with_questions_and_signals(containerd: &Containerd) {
                 let _ = shim.kill("box", &exec, 0);
             }
         });
-        let results: Vec<_> = workers
-            .into_iter()
-            .map(std::thread::ScopedJoinHandle::join)
-            .collect();
-        done.store(true, Ordering::Relaxed);
-        asker.join().expect("the asking thread");
-        for result in results {
-            result.expect("an exec thread");
-        }
     });
 
     assert_eq!(shim.pid("box"), shim_pid, "the shim is not the one it was");

@@ -33,8 +33,17 @@ const STAGES: &[&str] = &[
     "poststop",
 ];
 
+/// A hook that reads its input, into `$state`, before it does anything: crun 1.8.1 is killed by
+/// SIGPIPE otherwise.
 fn hook(script: &str) -> Value {
-    json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]})
+    deaf_hook(&format!("state=$(cat); {script}"))
+}
+
+fn deaf_hook(script: &str) -> Value {
+    json!({
+        "path": "/bin/sh", "args": ["sh", "-c", script],
+        "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+    })
 }
 
 fn with_hook(bundle: Bundle, stage: &str, hook: Value) -> Bundle {
@@ -99,7 +108,7 @@ fn the_state_is_on_standard_input(scratch: &Scratch) {
         bundle = with_hook(
             bundle,
             stage,
-            hook(&format!("cat >{}-{stage}", text(&seen))),
+            hook(&format!("echo \"$state\" >{}-{stage}", text(&seen))),
         );
     }
     let pid = scratch.start(&bundle);
@@ -224,7 +233,7 @@ fn a_hook_that_does_not_read_its_input_holds_nobody_up(scratch: &Scratch) {
     // A state larger than any pipe holds.
     let mut bundle = scratch.bundle("box").args(&["sleep", "600"]);
     bundle.spec["annotations"] = json!({"big": "x".repeat(100_000)});
-    let mut deaf = hook("exec <&-; exit 0");
+    let mut deaf = deaf_hook("exec <&-; exit 0");
     deaf["timeout"] = json!(10);
     let bundle = with_hook(bundle, "createRuntime", deaf);
     scratch.start(&bundle);

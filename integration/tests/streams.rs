@@ -70,7 +70,11 @@ fn many_execs_with_three_fifos(containerd: &Containerd) {
                         return;
                     }
                     // A few large ones among many small ones.
-                    let bytes = if number.is_multiple_of(10) { BYTES } else { 100 };
+                    let bytes = if number.is_multiple_of(10) {
+                        BYTES
+                    } else {
+                        100
+                    };
                     one_with_fifos(&shim, &folder, &format!("exec-{number}"), bytes);
                 }
             });
