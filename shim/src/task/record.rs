@@ -1,6 +1,6 @@
 //! What is kept of a container: the journal in its bundle, and the ledger of ends.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) const JOURNAL_FILE: &str = "holdfast.journal";
 /// Version of [`Entry`].
 const VERSION: u16 = 1;
+/// Bytes at which a journal is made short for the first time.
+const SHORTEN_AT: u64 = 128 * 1024;
 /// Ends that may wait for a slow disk.
 const MAX_WAITING: usize = 4096;
 
@@ -85,7 +87,11 @@ pub(crate) enum Entry {
 /// A container's journal. A disk that cannot take it is logged and nothing more: the
 /// container is worth more than its history.
 #[derive(Debug)]
-pub(crate) struct BundleJournal(Option<Journal<Entry>>);
+pub(crate) struct BundleJournal {
+    journal: Option<Journal<Entry>>,
+    /// Length in bytes at which it is made short again.
+    shorten_at: u64,
+}
 
 impl BundleJournal {
     /// A new journal in `bundle`.
@@ -93,22 +99,56 @@ impl BundleJournal {
         let path = bundle.join(JOURNAL_FILE);
         // One of an earlier attempt with the same bundle says nothing about this container.
         let _ = std::fs::remove_file(&path);
-        Self(
-            Journal::create(&path, VERSION)
+        Self {
+            journal: Journal::create(&path, VERSION)
                 .inspect_err(|error| log::error!("no journal: {}", crate::fault::chain(error)))
                 .ok(),
-        )
+            shorten_at: SHORTEN_AT,
+        }
     }
 
     /// Adds an entry.
     pub(crate) fn append(&mut self, entry: &Entry) {
-        if let Some(journal) = &mut self.0
-            && let Err(error) = journal.append(entry)
-        {
+        let Some(journal) = &mut self.journal else {
+            return;
+        };
+        let mut result = journal.append(entry);
+        if result.is_ok() && journal.len() > self.shorten_at {
+            result = replay(journal.path(), VERSION)
+                .and_then(|replay| journal.rewrite(&still_of_use(replay.entries)));
+            // Should everything still be of use, not again at the next entry.
+            self.shorten_at = SHORTEN_AT.max(journal.len() * 2);
+        }
+        if let Err(error) = result {
             log::error!("the journal takes no more: {}", crate::fault::chain(&error));
-            self.0 = None;
+            self.journal = None;
         }
     }
+}
+
+/// All but what is told of exec processes that have ended: probes make thousands a day.
+fn still_of_use(entries: Vec<Entry>) -> Vec<Entry> {
+    let ended: BTreeSet<(ExecId, u32)> = entries
+        .iter()
+        .filter_map(|entry| match entry {
+            Entry::ExecExited { exec, pid, .. } => Some((exec.clone(), *pid)),
+            _ => None,
+        })
+        .collect();
+    entries
+        .into_iter()
+        .filter(|entry| match entry {
+            Entry::ExecStarted { exec, pid, .. } => !ended.contains(&(exec.clone(), *pid)),
+            Entry::ExecExited { .. } => false,
+            Entry::KillRequested { exec, .. } => exec.is_none(),
+            Entry::Created { .. }
+            | Entry::Started { .. }
+            | Entry::Exited { .. }
+            | Entry::Paused
+            | Entry::Resumed
+            | Entry::Deleted => true,
+        })
+        .collect()
 }
 
 /// Reads what a dead shim wrote; what cannot be read is logged and absent.
@@ -201,5 +241,55 @@ impl Scribe {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .busy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_journal_stays_short_and_keeps_what_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = BundleJournal::create(dir.path());
+        let at = Timestamp::new(1, 2);
+        let created = Entry::Created {
+            pid: 1,
+            shim: 2,
+            at,
+        };
+        let running = Entry::ExecStarted {
+            exec: ExecId::new("stays").unwrap(),
+            pid: 3,
+            at,
+        };
+        journal.append(&created);
+        journal.append(&running);
+        for n in 0..5000u32 {
+            let exec = ExecId::new(format!("probe-{n}")).unwrap();
+            journal.append(&Entry::ExecStarted {
+                exec: exec.clone(),
+                pid: n,
+                at,
+            });
+            journal.append(&Entry::ExecExited {
+                exec,
+                pid: n,
+                status: ExitStatus::Exited(0),
+                at,
+            });
+        }
+        let size = std::fs::metadata(dir.path().join(JOURNAL_FILE))
+            .unwrap()
+            .len();
+        assert!(size <= 2 * SHORTEN_AT, "{size}");
+        let entries = read(dir.path());
+        assert_eq!(entries.first(), Some(&created));
+        assert!(entries.contains(&running));
+        assert!(matches!(
+            entries.last(),
+            Some(Entry::ExecExited { pid: 4999, .. })
+        ));
     }
 }

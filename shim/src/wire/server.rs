@@ -82,10 +82,9 @@ pub(crate) async fn serve(socket: UnixStream, handler: Arc<impl Handler>) -> io:
         }
     });
     loop {
-        let frame = tokio::select! {
-            frame = read_frame(&mut reader) => frame?,
-            Some(_) = calls.join_next() => continue,
-        };
+        // Not in a select: a frame that is half read must not be dropped.
+        let frame = read_frame(&mut reader).await?;
+        while calls.try_join_next().is_some() {}
         let Some((header, payload)) = frame else {
             return Ok(());
         };
@@ -193,6 +192,31 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         tokio::spawn(serve(theirs, Arc::new(Echo)));
         client::Connection::new(ours)
+    }
+
+    #[tokio::test]
+    async fn frames_in_pieces_and_ends_of_calls_between_them_do_no_harm() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(serve(theirs, Arc::new(Echo)));
+        for stream in [1u32, 3, 5] {
+            let mut request = Request::new();
+            request.method = "Echo".to_owned();
+            request.payload = vec![1; 300];
+            let frame = Header::frame(stream, REQUEST, &request.write_to_bytes().unwrap()).unwrap();
+            // In pieces, so that the call before ends while this frame is being read.
+            for piece in frame.chunks(97) {
+                ours.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        }
+        for stream in [1, 3, 5] {
+            let (header, payload) = read_frame(&mut ours).await.unwrap().unwrap();
+            assert_eq!((header.kind, header.stream), (RESPONSE, stream));
+            assert_eq!(
+                Response::parse_from_bytes(&payload).unwrap().payload.len(),
+                300
+            );
+        }
     }
 
     #[tokio::test]
