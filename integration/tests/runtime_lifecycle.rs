@@ -24,7 +24,6 @@ on_runtimes! {
     spec_writes_a_config_that_runs: holdfast runc crun;
     version_and_features_are_told: holdfast runc;
     errors_go_to_the_log_as_json: holdfast runc;
-    a_reused_pid_is_not_signalled: holdfast runc crun;
     standard_streams_pass_through: holdfast runc crun;
     two_hundred_lives_leave_nothing: holdfast;
 }
@@ -299,54 +298,6 @@ fn errors_go_to_the_log_as_json(scratch: &Scratch) {
         "{written}"
     );
     assert!(last["time"].is_string(), "{written}");
-}
-
-/// The state on disk names a pid and when that process started. When the pid is another
-/// process's by now, it must not be signalled.
-fn a_reused_pid_is_not_signalled(scratch: &Scratch) {
-    let bundle = scratch.bundle("old").args(&["sleep", "600"]);
-    let pid = scratch.start(&bundle);
-    scratch.call(&["kill", "old", "KILL"]).ok();
-    assert_eq!(scratch.exit_of(pid), 137);
-    // The kernel hands out pids in turn; this makes the next one ours, so that an innocent
-    // process gets the number the container had.
-    let Some(innocent) = spawn_with_pid(pid) else {
-        return holdfast_integration::skip("a_reused_pid", "the pid could not be had again");
-    };
-    let mut innocent = Innocent(innocent);
-    let _ = scratch.call(&["kill", "old", "KILL"]);
-    assert_eq!(scratch.state("old")["status"], "stopped");
-    scratch.call(&["delete", "--force", "old"]).ok();
-    assert!(
-        innocent.0.try_wait().unwrap().is_none(),
-        "an innocent process was killed"
-    );
-}
-
-struct Innocent(std::process::Child);
-
-impl Drop for Innocent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn spawn_with_pid(pid: i32) -> Option<std::process::Child> {
-    for _ in 0..200 {
-        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).ok()?;
-        let mut child = std::process::Command::new("sleep")
-            .arg("600")
-            .spawn()
-            .ok()?;
-        if i32::try_from(child.id()).unwrap() == pid {
-            return Some(child);
-        }
-        // Another test forked in between.
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-    None
 }
 
 fn standard_streams_pass_through(scratch: &Scratch) {
