@@ -53,6 +53,20 @@ pub struct Cache {
     folder: PathBuf,
 }
 
+/// The entry, unless it is missing or damaged.
+fn find(path: &Path, key: &Hash) -> Option<Compiled> {
+    match read(path, key) {
+        Ok(found) => found,
+        Err(error) => {
+            log::warn!(
+                "seccomp cache: {} is compiled again: {error}",
+                path.display()
+            );
+            None
+        }
+    }
+}
+
 impl Cache {
     /// Uses `folder`, for instance `/run/holdfast/seccomp`. Nothing is touched yet: the folder is
     /// made, with mode 0700, when the first program is stored.
@@ -73,22 +87,32 @@ impl Cache {
     pub fn compile(&self, seccomp: &LinuxSeccomp) -> Result<(Compiled, Origin), Error> {
         let profile = Profile::new(seccomp)?;
         let key = key(&profile);
-        let path = self.folder.join(hex(&key) + SUFFIX);
-        match read(&path, &key) {
-            Ok(Some(compiled)) => return Ok((compiled, Origin::Cache)),
-            Ok(None) => {}
-            Err(error) => {
-                log::warn!(
-                    "seccomp cache: {} is compiled again: {error}",
-                    path.display()
-                );
-            }
+        let path = self.path(&key);
+        if let Some(compiled) = find(&path, &key) {
+            return Ok((compiled, Origin::Cache));
         }
         let compiled = compile_profile(&profile, Options::default())?;
         if let Err(error) = self.store(&path, &encode(&key, &compiled)) {
             log::warn!("seccomp cache: cannot store {}: {error}", path.display());
         }
         Ok((compiled, Origin::Libseccomp))
+    }
+
+    /// The program of `seccomp` if it is in the cache; nothing is compiled.
+    ///
+    /// For callers that compile somewhere else, e.g. in a process they can stop: libseccomp has
+    /// inputs it does not come back from (see the crate's documentation).
+    ///
+    /// # Errors
+    /// A profile that is none.
+    pub fn lookup(&self, seccomp: &LinuxSeccomp) -> Result<Option<Compiled>, Error> {
+        let profile = Profile::new(seccomp)?;
+        let key = key(&profile);
+        Ok(find(&self.path(&key), &key))
+    }
+
+    fn path(&self, key: &Hash) -> PathBuf {
+        self.folder.join(hex(key) + SUFFIX)
     }
 
     fn store(&self, path: &Path, entry: &[u8]) -> io::Result<()> {

@@ -74,6 +74,18 @@ pub struct SavedPlace {
     pub made_parents: u16,
 }
 
+/// The directories that a path is below of, one for each hierarchy.
+fn bases(hierarchies: &Hierarchies, path: &CgroupPath) -> Result<Vec<PathBuf>> {
+    match path {
+        CgroupPath::BelowRoot(_) => Ok(hierarchies
+            .list()
+            .iter()
+            .map(|hierarchy| hierarchy.mount_point.clone())
+            .collect()),
+        CgroupPath::BelowOwn(_) => hierarchies.own_directories(),
+    }
+}
+
 impl Cgroup {
     /// Makes the directories of a new container.
     ///
@@ -92,25 +104,14 @@ impl Cgroup {
         path: &CgroupPath,
         resources: Option<&LinuxResources>,
     ) -> Result<Self> {
-        let own;
-        let bases: Vec<&Path> = match path {
-            CgroupPath::BelowRoot(_) => hierarchies
-                .list()
-                .iter()
-                .map(|h| h.mount_point.as_path())
-                .collect(),
-            CgroupPath::BelowOwn(_) => {
-                own = hierarchies.own_directories()?;
-                own.iter().map(PathBuf::as_path).collect()
-            }
-        };
+        let bases = bases(hierarchies, path)?;
         let mut this = Self {
             nodes: Vec::with_capacity(bases.len()),
         };
         let result = hierarchies
             .list()
             .iter()
-            .zip(bases)
+            .zip(&bases)
             .try_for_each(|(hierarchy, base)| {
                 this.nodes
                     .push(Node::new(hierarchy, base.join(path.below())));
@@ -128,6 +129,22 @@ impl Cgroup {
                 Err(error)
             }
         }
+    }
+
+    /// Where [`Self::create`] will make the directories, to be written down before it does: a caller that is killed in
+    /// between has then left a record of what to [`remove`](Self::remove). Makes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the process's own cgroup, which a relative path starts from, cannot be read.
+    pub fn intent(hierarchies: &Hierarchies, path: &CgroupPath) -> Result<SavedCgroup> {
+        let bases = bases(hierarchies, path)?;
+        let nodes = hierarchies
+            .list()
+            .iter()
+            .zip(&bases)
+            .map(|(hierarchy, base)| Node::new(hierarchy, base.join(path.below())))
+            .collect();
+        Ok(Self { nodes }.save())
     }
 
     /// The cgroup a process is in.

@@ -147,14 +147,7 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     // A user namespace made by an unprivileged user may have setgroups denied; with root's
     // mapping it is allowed.
     identity::become_process(&mut draft, process, inputs.filter, true, true)?;
-    draft.push(
-        Step::Await {
-            point: Point::Ready,
-            announce: true,
-            wait: false,
-        },
-        "say that the container is ready",
-    );
+    wait(&mut draft, Point::Ready, true);
     let (start, result) = inputs.gate;
     let (start, result) = (draft.keep(start)?, draft.keep(result)?);
     draft.push(Step::Gate { start, result }, "wait for start");

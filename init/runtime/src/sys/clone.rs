@@ -233,6 +233,28 @@ pub(crate) fn in_between(body: impl FnOnce() -> u8) -> io::Result<u8> {
     }
 }
 
+/// Runs `body` in a copy of this process, which dies with it; the value is the exit code.
+pub(crate) fn fork_for(body: impl FnOnce() -> u8) -> io::Result<Cloned> {
+    let parent = std::process::id();
+    // SAFETY: the runtime has one thread, so the copy may do whatever this process may.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid == 0 {
+        // SAFETY: integers only; ends the child without running the parent's exit handlers.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid().cast_unsigned() != parent {
+                libc::_exit(1);
+            }
+            libc::_exit(body().into())
+        }
+    }
+    let pidfd = open_pidfd(pid)?;
+    Ok(Cloned { pid, pidfd })
+}
+
 /// Waits for a child by its pidfd without hanging; `None` when it is no child of ours or runs.
 pub(crate) fn wait_pidfd(pidfd: BorrowedFd<'_>, block: bool) -> Option<(i32, i32)> {
     // SAFETY: all-zero bytes are a valid siginfo_t.

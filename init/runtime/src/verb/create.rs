@@ -1,7 +1,7 @@
 //! `create`: everything up to the moment before the user's program runs.
 //!
 //! ```text
-//! take the id ─> cgroup ─> plan ─> state.json ─> clone ─> register with the shim
+//! take the id ─> state.json ─> cgroup ─> plan ─> clone ─> register with the shim
 //!   ─> maps, attach, limits (while init mounts) ─> hooks ─> init says ready ─> pid file
 //! ```
 //! Whatever fails after the id was taken is undone in reverse. A create that is *killed* leaves
@@ -12,7 +12,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use holdfast_cgroups::{Cgroup, CgroupPath, Driver, Hierarchies, When, default_device_rules};
+use holdfast_cgroups::{
+    Cgroup, CgroupPath, Driver, Hierarchies, SavedCgroup, When, default_device_rules,
+};
 use holdfast_plan::Point;
 use holdfast_record::{ContainerId, Deadline, Timestamp};
 use holdfast_seccomp::ContainerProcessState;
@@ -192,9 +194,22 @@ impl Creation<'_> {
             self.id.as_str(),
         )?;
         let resources = linux.resources().as_ref();
+        let filter = linux
+            .seccomp()
+            .as_ref()
+            .map(|profile| Filter::compile(profile, &self.context.seccomp_cache()))
+            .transpose()?;
+        // On disk before it is made: whoever finds us killed knows where to look.
+        let mut saved = self.record(filter.as_ref(), Cgroup::intent(&hierarchies, &path)?)?;
+        self.dir.save(&saved)?;
         let cgroup = undo
             .cgroup
             .insert(Cgroup::create(&hierarchies, &path, resources)?);
+        let made = cgroup.save();
+        if made.places.iter().any(|place| place.made_parents > 0) {
+            saved.cgroup = Some(made);
+            self.dir.save(&saved)?;
+        }
         let devices = device_rules(resources);
         // Before anybody is inside: a rule set is not replaced in one piece on v1.
         cgroup.apply(&devices, When::Create)?;
@@ -202,11 +217,6 @@ impl Creation<'_> {
         let entrance = cgroup.entrance()?;
         let pure_v2 = entrance.fds().len() == 0;
         let namespaces = Namespaces::decide(list, pure_v2)?;
-        let filter = linux
-            .seccomp()
-            .as_ref()
-            .map(|profile| Filter::compile(profile, &self.context.seccomp_cache()))
-            .transpose()?;
         let root = environment::open_root(&bundle.rootfs);
         let env = environment::complete(bundle.process()?, root.as_ref());
         // From inside another user namespace nobody may be cloned into a v2 group.
@@ -226,7 +236,9 @@ impl Creation<'_> {
             no_pivot: self.options.no_pivot,
             no_keyring: self.options.no_new_keyring,
         })?;
-        self.save(cgroup, filter.as_ref())?;
+        if let Some(filter) = &filter {
+            self.dir.save_filter(&filter.program)?;
+        }
         let user_namespace = match namespace(list, Type::User).map(|n| n.path().is_some()) {
             None => UserNamespace::Unchanged,
             Some(false) => UserNamespace::New,
@@ -268,9 +280,9 @@ impl Creation<'_> {
         Ok((make(self.dir.start_fifo())?, make(self.dir.result_fifo())?))
     }
 
-    fn save(&self, cgroup: &Cgroup, filter: Option<&Filter>) -> Result<()> {
+    fn record(&self, filter: Option<&Filter>, cgroup: SavedCgroup) -> Result<Saved> {
         let spec = &self.bundle.spec;
-        self.dir.save(&Saved {
+        Ok(Saved {
             version: crate::state::version(),
             oci_version: spec.version().clone(),
             id: self.id.clone(),
@@ -279,16 +291,12 @@ impl Creation<'_> {
             created: Timestamp::now(),
             owner: nix::unistd::Uid::current().as_raw(),
             annotations: spec.annotations().clone().unwrap_or_default(),
-            cgroup: Some(cgroup.save()),
+            cgroup: Some(cgroup),
             namespaces: self.bundle.namespaces().iter().map(|n| n.typ()).collect(),
             process: self.bundle.process()?.clone(),
             hooks: spec.hooks().clone(),
             seccomp: filter.map(|filter| filter.saved.clone()),
-        })?;
-        match filter {
-            Some(filter) => self.dir.save_filter(&filter.program),
-            None => Ok(()),
-        }
+        })
     }
 
     /// The parent's part while init works.
@@ -317,6 +325,9 @@ impl Creation<'_> {
             self.hooks(link)?;
             link.go()?;
         }
+        // It is recorded, so it may go on to the gate. Without this byte it ends with us: a
+        // process that waits at the gate can always be found.
+        link.go()?;
         let listener = filter.and_then(|filter| filter.saved.listener.clone());
         let deadline = self
             .deadline

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use holdfast_cgroups::Cgroup;
 use holdfast_record::{ContainerId, Deadline};
 
 use super::{Context, state};
@@ -14,6 +15,9 @@ use crate::sys::clone;
 
 /// How long processes may take to die, and again the cgroup to be removed.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a process that lost its parent during create may take to end.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Deletes a container; `force` also kills it, and is content when there is none.
 ///
@@ -105,9 +109,13 @@ pub(super) fn remove(context: &Context, container: &Container) -> Result<()> {
         state::for_hooks(context, &saved.id, state::HookStatus::Stopped)?
     };
     if let Some(cgroup) = container.cgroup() {
-        // Whatever still is in there is the container's: init is dead.
-        cgroup.kill_and_remove(Instant::now() + LIMIT)?;
-        cgroup.remove_made_parents();
+        if container.init.is_some() {
+            // Whatever still is in there is the container's: init is dead.
+            cgroup.kill_and_remove(Instant::now() + LIMIT)?;
+            cgroup.remove_made_parents();
+        } else {
+            remove_unused(&cgroup);
+        }
     }
     container.dir.remove()?;
     // runtime-spec: a failing poststop hook is logged, the rest goes on.
@@ -115,4 +123,20 @@ pub(super) fn remove(context: &Context, container: &Container) -> Result<()> {
         log::warn!("delete: {}", crate::error::chain(&error));
     }
     Ok(())
+}
+
+/// The cgroup of a create that was killed before it had recorded a process. What it cloned ends
+/// by itself when it hears nothing more. Anything else in there was there before and kept
+/// that create from going on: it is somebody else's and is not touched.
+fn remove_unused(cgroup: &Cgroup) {
+    let removed = cgroup
+        .wait_empty(Instant::now() + ORPHAN_LIMIT)
+        .and_then(|()| cgroup.remove(Instant::now() + LIMIT));
+    match removed {
+        Ok(()) => cgroup.remove_made_parents(),
+        Err(error) => log::warn!(
+            "delete: the cgroup stays, it is in use by others: {}",
+            crate::error::chain(&error)
+        ),
+    }
 }
