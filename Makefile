@@ -59,7 +59,7 @@ demo: build test-needs ## a container from start to end under a private containe
 	integration/demo.sh
 
 bench: build test-needs tools ## side by side with runc and crun: time, system calls, memory
-	cargo run --quiet --locked -p holdfast-integration --bin bench
+	cargo run --quiet --locked --profile harness -p holdfast-integration --bin bench
 
 tools: ## fetch containerd 2.1 into tools/ (unpacked there, not installed)
 	@integration/tools.sh || echo "tools: containerd 2.1 could not be had: tests that need it will say so and be skipped"
