@@ -267,14 +267,22 @@ impl Scratch {
     /// When it does not come within [`LIMIT`].
     #[track_caller]
     pub fn exit_of(&self, pid: i32) -> i32 {
-        deadline::eventually(&format!("exit of process {pid}"), LIMIT, || {
-            match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(_, code)) => Some(code),
-                Ok(WaitStatus::Signaled(_, signal, _)) => Some(128 + signal as i32),
-                Ok(_) => None,
-                Err(e) => panic!("wait for {pid}: {e}"),
-            }
-        })
+        let exit =
+            deadline::eventually(&format!("exit of process {pid}"), LIMIT, || {
+                match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+                    Ok(WaitStatus::Exited(_, code)) => Some(code),
+                    Ok(WaitStatus::Signaled(_, signal, _)) => Some(128 + signal as i32),
+                    Ok(_) => None,
+                    Err(e) => panic!("wait for {pid}: {e}"),
+                }
+            });
+        // Reaped: the number may be another thread's child from now on, which is not ours to
+        // wait for at the end.
+        self.started
+            .lock()
+            .expect("pids")
+            .retain(|_, started| *started != pid);
+        exit
     }
 
     /// Kills init, reaps it, deletes the container.

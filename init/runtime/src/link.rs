@@ -129,6 +129,19 @@ impl Link {
         }
     }
 
+    /// What the process itself said was wrong, if it said something. To be asked when another
+    /// step failed: that can be the consequence of a process that has ended.
+    pub fn last_words(&mut self) -> Option<Error> {
+        let brief = Deadline::after(std::time::Duration::from_millis(100), "its last words");
+        loop {
+            match self.next(&brief) {
+                Ok(Said::Reached(_) | Said::Listener(_)) => {}
+                Ok(Said::Closed) | Err(Error::Expired { .. }) => return None,
+                Err(error) => return Some(error),
+            }
+        }
+    }
+
     /// Explains the end of the process as well as it can be.
     pub fn died(&self, deadline: &Deadline) -> Error {
         // It has closed its socket, so it is ending; give the kernel the moment it needs.

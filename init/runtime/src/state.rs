@@ -14,6 +14,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,7 @@ use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
+use crate::sys::clone;
 
 const STATE: &str = "state.json";
 const INIT: &str = "init";
@@ -228,10 +230,12 @@ impl StateDir {
     ///
     /// # Errors
     /// With the path and errno.
-    pub fn save_init(&self, pid: i32) -> Result<()> {
+    pub fn save_init(&self, pid: i32, pidfd: BorrowedFd<'_>) -> Result<()> {
         let path = self.path.join(INIT);
         let identity = ProcessIdentity::read(pid.cast_unsigned())
             .doing(|| format!("read the start time of process {pid}"))?;
+        // As long as the process is not reaped, its number cannot have been another's.
+        clone::signal_pidfd(pidfd, 0).doing(|| format!("find process {pid}"))?;
         let text = format!("{} {}\n", identity.pid, identity.start_time);
         OpenOptions::new()
             .write(true)

@@ -261,11 +261,14 @@ impl Creation<'_> {
             resources,
             attach: attached_late,
         };
-        let made = self.accompany(&mut link, shim, &limits, filter.as_ref());
-        if made.is_err() {
-            link.kill();
+        match self.accompany(&mut link, shim, &limits, filter.as_ref()) {
+            Ok(()) => Ok(Created { link }),
+            Err(error) => {
+                let cause = link.last_words().unwrap_or(error);
+                link.kill();
+                Err(cause)
+            }
         }
-        made.map(|()| Created { link })
     }
 
     /// Both ends of both fifos: opened for reading and writing, an open never blocks and a
@@ -310,7 +313,7 @@ impl Creation<'_> {
         if let Some(shim) = shim {
             shim.announce(link.pid, link.pidfd.as_fd())?;
         }
-        self.dir.save_init(link.pid)?;
+        self.dir.save_init(link.pid, link.pidfd.as_fd())?;
         if is_new(self.bundle.namespaces(), Type::User) {
             write_maps(self.bundle, link.pid)?;
             link.go()?;

@@ -144,8 +144,9 @@ fn exec_with(
         .accompany(context, &mut link, shim, &deadline)
         .and_then(|()| tell(options, &link));
     if let Err(error) = started {
+        let cause = link.last_words().unwrap_or(error);
         link.kill();
-        return Err(error);
+        return Err(cause);
     }
     match &caught {
         Some(caught) => {
