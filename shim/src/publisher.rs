@@ -26,8 +26,11 @@ use crate::wire::client::Connection;
 
 const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 const METHOD: &str = "Forward";
-/// Bound of one try, as containerd's own shim has it.
+/// How long containerd may take over one event, as its own shim has it.
 const TRY_LIMIT: Duration = Duration::from_secs(5);
+/// How long an answer may be awaited on a connection that stands. A containerd that is
+/// stopped finds the event in its socket when it goes on; sent again, it would find it twice.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// First and longest pause after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 /// Events kept before dispensable ones are dropped.
@@ -227,7 +230,10 @@ impl Publisher {
                     connection = Some(Connection::open(address).await?);
                 }
                 match connection.as_mut() {
-                    Some(open) => open.call(SERVICE, METHOD, request, TRY_LIMIT).await,
+                    Some(open) => {
+                        open.call(SERVICE, METHOD, request, TRY_LIMIT, PATIENCE)
+                            .await
+                    }
                     None => Err(std::io::ErrorKind::NotConnected.into()),
                 }
             }

@@ -40,13 +40,14 @@ impl Connection {
     /// is of no more use, the inner one is the server's refusal.
     ///
     /// # Errors
-    /// The socket's; `TimedOut` well after `limit` (the server is told of it, too).
+    /// The socket's; `TimedOut` after `patience`. `limit` is what the server is told.
     pub(crate) async fn call(
         &mut self,
         service: &str,
         method: &str,
         payload: Vec<u8>,
         limit: Duration,
+        patience: Duration,
     ) -> io::Result<Result<Vec<u8>, Fault>> {
         let mut request = Request::new();
         request.service = service.to_owned();
@@ -68,7 +69,7 @@ impl Connection {
                 }
             }
         };
-        let response = tokio::time::timeout(limit + Duration::from_secs(1), exchange)
+        let response = tokio::time::timeout(patience, exchange)
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         let status = response.status();

@@ -224,12 +224,12 @@ mod tests {
         let mut connection = connection();
         let limit = Duration::from_secs(5);
         let answer = connection
-            .call("s", "Echo", b"hello".to_vec(), limit)
+            .call("s", "Echo", b"hello".to_vec(), limit, limit)
             .await
             .unwrap();
         assert_eq!(answer.unwrap(), b"hello");
         let fault = connection
-            .call("s", "Nope", Vec::new(), limit)
+            .call("s", "Nope", Vec::new(), limit, limit)
             .await
             .unwrap()
             .unwrap_err();
@@ -238,21 +238,21 @@ mod tests {
             (Code::UNIMPLEMENTED, "s/Nope")
         );
         let fault = connection
-            .call("s", "Panic", Vec::new(), limit)
+            .call("s", "Panic", Vec::new(), limit, limit)
             .await
             .unwrap()
             .unwrap_err();
         assert_eq!(fault.code, Code::INTERNAL);
         assert!(fault.text.contains("on purpose"), "{}", fault.text);
         let fault = connection
-            .call("s", "Hang", Vec::new(), Duration::from_millis(20))
+            .call("s", "Hang", Vec::new(), Duration::from_millis(20), limit)
             .await
             .unwrap()
             .unwrap_err();
         assert_eq!(fault.code, Code::DEADLINE_EXCEEDED);
         // And the connection is as good as before.
         let answer = connection
-            .call("s", "Echo", vec![7; 100_000], limit)
+            .call("s", "Echo", vec![7; 100_000], limit, limit)
             .await
             .unwrap();
         assert_eq!(answer.unwrap().len(), 100_000);
