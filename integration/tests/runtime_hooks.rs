@@ -22,6 +22,8 @@ on_runtimes! {
     // crun 1.8.1 is killed by SIGPIPE.
     a_hook_that_does_not_read_its_input_holds_nobody_up: holdfast;
     a_failing_poststop_does_not_stop_delete: holdfast runc crun;
+    // runc 1.1.5 runs poststart within create, crun 1.8.1 goes on.
+    a_failing_poststart_ends_the_container: holdfast;
 }
 
 const STAGES: &[&str] = &[
@@ -251,4 +253,21 @@ fn a_failing_poststop_does_not_stop_delete(scratch: &Scratch) {
     scratch.exit_of(pid);
     let _ = scratch.call(&["delete", "box"]);
     scratch.call(&["state", "box"]).failed();
+}
+
+fn a_failing_poststart_ends_the_container(scratch: &Scratch) {
+    let bundle = with_hook(
+        scratch.bundle("box").args(&["sleep", "600"]),
+        "poststart",
+        hook("echo no quota >&2; exit 3"),
+    );
+    let pid = scratch.create(&bundle);
+    let refused = scratch.call(&["start", &bundle.id]);
+    let said = refused.failed();
+    assert!(
+        said.contains("poststart") && said.contains("no quota"),
+        "{refused}"
+    );
+    assert_eq!(scratch.exit_of(pid), 128 + 9);
+    scratch.call(&["delete", &bundle.id]).ok();
 }

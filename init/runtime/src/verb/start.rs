@@ -7,9 +7,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use holdfast_plan::report::{GO, MAX_FRAME, Report};
-use holdfast_record::{ContainerId, Deadline};
+use holdfast_record::{ContainerId, Deadline, Signal};
 
-use super::{Context, state};
+use super::{Context, kill, state};
 use crate::error::{Doing, Error, Result};
 use crate::hooks::{HookStage, run_hooks};
 use crate::link::{EXECUTE, explain, wait_readable};
@@ -35,20 +35,34 @@ pub fn start(context: &Context, id: &ContainerId) -> Result<()> {
     let pid = container.live_init()?;
     start_container_hooks(context, &container)?;
     open_gate(&container, pid)?;
-    if let Some(hooks) = &container.saved.hooks {
-        let list = hooks.poststart().as_deref().unwrap_or_default();
-        if !list.is_empty() {
-            let state = state::for_hooks(context, id, state::HookStatus::Running)?;
-            run_hooks(
-                HookStage::Poststart,
-                list,
-                &state,
-                &container.saved.bundle,
-                None,
-            )?;
+    let hooked = poststart_hooks(context, &container);
+    if hooked.is_err() {
+        // As runc: a container whose poststart hook failed is not what was asked for.
+        match kill::kill(context, id, Signal::KILL, false) {
+            Ok(()) | Err(Error::NotRunning) => {}
+            Err(error) => log::error!("start: {}", crate::error::chain(&error)),
         }
     }
-    Ok(())
+    hooked
+}
+
+fn poststart_hooks(context: &Context, container: &Container) -> Result<()> {
+    let saved = &container.saved;
+    let hooks = saved.hooks.as_ref();
+    let list = hooks
+        .and_then(|hooks| hooks.poststart().as_deref())
+        .unwrap_or_default();
+    if list.is_empty() {
+        return Ok(());
+    }
+    let state = state::for_hooks(context, &saved.id, state::HookStatus::Running)?;
+    Ok(run_hooks(
+        HookStage::Poststart,
+        list,
+        &state,
+        &saved.bundle,
+        None,
+    )?)
 }
 
 /// `startContainer` hooks are programs of the image: they run as the container's own process
