@@ -1,0 +1,453 @@
+//! What RPCs ask of the owner.
+
+use super::*;
+
+impl Owner {
+    pub(super) fn command(&mut self, command: Command) {
+        match command {
+            Command::Start(Some(id), reply) => self.start_exec(&id, reply),
+            Command::Exec(id, paths, spec, reply) => {
+                let result = self.model.exec_add(id.clone()).map_err(Fault::from);
+                if result.is_ok() {
+                    let exec = ExecSide {
+                        side: Side::new(paths),
+                        spec,
+                        start: None,
+                        began: Instant::now(),
+                        launch: None,
+                        delete: None,
+                    };
+                    self.execs.insert(id, exec);
+                    self.settle();
+                }
+                let _ = reply.send(result);
+            }
+            Command::Kill {
+                exec,
+                signal,
+                all,
+                reply,
+            } => self.kill(exec, signal, all, reply),
+            Command::Delete(Some(id), reply) => self.delete_exec(&id, reply),
+            Command::Resize(exec, rows, columns, reply) => {
+                let _ = reply.send(self.resize(exec.as_ref(), rows, columns));
+            }
+            Command::CloseIo(exec, reply) => {
+                let result = self.side(exec.as_ref()).map(|side| side.io.close_stdin());
+                let _ = reply.send(result);
+            }
+            Command::Start(None, _)
+            | Command::Delete(None, _)
+            | Command::Pause(_)
+            | Command::Resume(_)
+            | Command::Update(..)
+            | Command::Checkpoint(_) => {
+                if self.pending.len() >= MAX_PENDING {
+                    refuse(
+                        command,
+                        &Fault::new(
+                            Code::RESOURCE_EXHAUSTED,
+                            "too many operations wait for this container",
+                        ),
+                    );
+                } else {
+                    self.pending.push_back(command);
+                    self.next_pending();
+                }
+            }
+        }
+    }
+
+    /// Begins operations of the container until one is on its way.
+    pub(super) fn next_pending(&mut self) {
+        while self.underway.is_none()
+            && let Some(command) = self.pending.pop_front()
+        {
+            match command {
+                Command::Start(None, reply) => self.start(reply),
+                Command::Delete(None, reply) => self.delete(reply),
+                Command::Pause(reply) => self.pause(reply),
+                Command::Resume(reply) => self.resume(reply),
+                Command::Update(resources, reply) => self.update(resources, reply),
+                Command::Checkpoint(reply) => {
+                    let result = self.model.may_checkpoint().map_err(Fault::from);
+                    let _ = reply.send(result.and_then(|()| {
+                        Err(Fault::unimplemented(
+                            "checkpoint is not supported by this version of the shim",
+                        ))
+                    }));
+                }
+                other => self.command(other),
+            }
+        }
+    }
+
+    pub(super) fn side(&self, exec: Option<&ExecId>) -> Result<&Side, Fault> {
+        match exec {
+            None => Ok(&self.init),
+            Some(id) => self
+                .execs
+                .get(id)
+                .map(|exec| &exec.side)
+                .ok_or_else(|| Fault::not_found(&format!("process does not exist {id}"))),
+        }
+    }
+
+    pub(super) fn start(&mut self, reply: Reply<u32>) {
+        if let Err(refusal) = self.model.begin_start() {
+            let _ = reply.send(Err(refusal.into()));
+            return;
+        }
+        self.underway = Some(Underway::Start(reply));
+        let (runtime, reaper) = (self.runtime.clone(), Arc::clone(&self.shim.reaper));
+        self.later(async move {
+            let result = runtime.run(&reaper, Call::new("start", START_LIMIT)).await;
+            Event::StartDone(result.map_err(|error| error.fault("OCI runtime start failed")))
+        });
+    }
+
+    pub(super) fn start_exec(&mut self, id: &ExecId, reply: Reply<u32>) {
+        if let Err(refusal) = self.model.exec_begin_start(id) {
+            let _ = reply.send(Err(refusal.into()));
+            return;
+        }
+        let Some(exec) = self.execs.get_mut(id) else {
+            let _ = reply.send(Err(Fault::not_found(&format!(
+                "process does not exist {id}"
+            ))));
+            return;
+        };
+        exec.start = Some(reply);
+        exec.began = Instant::now();
+        let (spec, launcher) = (
+            exec.spec.clone(),
+            self.execs.get(id).map(|exec| self.launcher(&exec.side)),
+        );
+        let Some(launcher) = launcher else {
+            return;
+        };
+        let (events, exec) = (self.events.clone(), id.clone());
+        let launch = self.later(async move {
+            let id = exec;
+            let register = |child| {
+                let (events, id) = (events.clone(), id.clone());
+                async move {
+                    let (stored, answer) = oneshot::channel();
+                    let _ = events.send(Event::ExecRegistered(id, child, stored)).await;
+                    answer.await.unwrap_or(false)
+                }
+            };
+            let result = launcher.exec(&id, &spec, register).await;
+            Event::ExecDone(id, result)
+        });
+        if let Some(exec) = self.execs.get_mut(id) {
+            exec.launch = Some(launch);
+        }
+    }
+
+    pub(super) fn kill(&mut self, exec: Option<ExecId>, signal: i32, all: bool, reply: Reply<()>) {
+        if !(0..=64).contains(&signal) {
+            let _ = reply.send(Err(Fault::invalid(format!("signal {signal}"))));
+            return;
+        }
+        let process = match self.target(exec.as_ref()) {
+            Ok(process) => process,
+            Err(fault) => {
+                let _ = reply.send(Err(fault));
+                return;
+            }
+        };
+        let asked = Asked {
+            rpc: Rpc::Kill,
+            signal: Signal::new(signal),
+            at: Timestamp::now(),
+        };
+        // Before the signal, so that the end it brings finds it; signal 0 ends nothing.
+        if signal != 0 {
+            let side = match &exec {
+                Some(id) => self.execs.get_mut(id).map(|exec| &mut exec.side),
+                None => Some(&mut self.init),
+            };
+            if let Some(side) = side {
+                side.asked.push(asked);
+                // The first (the polite one) and the latest are what a reason is made of.
+                if side.asked.len() > 8 {
+                    side.asked.remove(1);
+                }
+            }
+            self.note(&Entry::KillRequested {
+                exec: exec.clone(),
+                signal,
+                all,
+                at: asked.at,
+            });
+        }
+        if signal == libc::SIGKILL {
+            self.thaw_for_kill();
+        }
+        match (all && exec.is_none(), self.cgroup.clone()) {
+            (true, Some(cgroup)) => {
+                tokio::task::spawn_blocking(move || {
+                    let result = cgroup.signal_all(signal, Instant::now() + KILL_ALL_LIMIT);
+                    let result = match result {
+                        Err(error) if error.is_gone() => {
+                            process.signal(signal).map_err(|error| kill_fault(&error))
+                        }
+                        other => {
+                            other.map_err(|error| Fault::chain("unknown error after kill", &error))
+                        }
+                    };
+                    let _ = reply.send(result);
+                });
+            }
+            (_, _) => {
+                let _ = reply.send(process.signal(signal).map_err(|error| kill_fault(&error)));
+            }
+        }
+    }
+
+    /// The process that Kill means.
+    pub(super) fn target(&self, exec: Option<&ExecId>) -> Result<P, Fault> {
+        match exec {
+            None => match self.model.init() {
+                Init::Created(process)
+                | Init::Starting(process, _)
+                | Init::Running(process)
+                | Init::Pausing(process)
+                | Init::Paused(process)
+                | Init::Resuming(process) => Ok(Arc::clone(process)),
+                Init::Creating(_) => Err(Fault::no_container()),
+                Init::Ending(..) | Init::Stopped(..) => Err(Fault::finished()),
+                Init::Deleting(..) | Init::Deleted => {
+                    Err(Fault::not_found("cannot kill a deleted process"))
+                }
+            },
+            Some(id) => match self.model.exec(id) {
+                Some(Exec::Running(process)) => Ok(Arc::clone(process)),
+                Some(Exec::Created | Exec::Starting | Exec::Registered(..)) => Err(Fault::new(
+                    Code::FAILED_PRECONDITION,
+                    "process not created: failed precondition",
+                )),
+                Some(Exec::Stopped(..)) => Err(Fault::finished()),
+                Some(Exec::Deleting(_)) | None => {
+                    Err(Fault::not_found(&format!("process does not exist {id}")))
+                }
+            },
+        }
+    }
+
+    /// A frozen process cannot die; who asks for its death does not want it kept.
+    pub(super) fn thaw_for_kill(&self) {
+        if let (Init::Paused(_) | Init::Pausing(_), Some(cgroup)) =
+            (self.model.init(), self.cgroup.clone())
+        {
+            let id = self.id.clone();
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = cgroup.thaw_all()
+                    && !error.is_gone()
+                {
+                    log::warn!("{id}: thaw for SIGKILL: {}", chain(&error));
+                }
+            });
+        }
+    }
+
+    pub(super) fn resize(
+        &self,
+        exec: Option<&ExecId>,
+        rows: u16,
+        columns: u16,
+    ) -> Result<(), Fault> {
+        let side = self.side(exec)?;
+        let stopped = match exec {
+            None => matches!(
+                self.model.init(),
+                Init::Ending(..) | Init::Stopped(..) | Init::Deleting(..)
+            ),
+            Some(id) => matches!(
+                self.model.exec(id),
+                Some(Exec::Stopped(..) | Exec::Deleting(_))
+            ),
+        };
+        if stopped {
+            return Err(Fault::unknown("cannot resize a stopped container"));
+        }
+        side.io.resize(rows, columns).map_err(|error| {
+            Fault::unknown(format!(
+                "resize the terminal to {rows} x {columns}: {error}"
+            ))
+        })
+    }
+
+    pub(super) fn pause(&mut self, reply: Reply<()>) {
+        self.freeze(reply, true);
+    }
+
+    pub(super) fn resume(&mut self, reply: Reply<()>) {
+        self.freeze(reply, false);
+    }
+
+    pub(super) fn freeze(&mut self, reply: Reply<()>, freeze: bool) {
+        let begun = if freeze {
+            self.model.begin_pause()
+        } else {
+            self.model.begin_resume()
+        };
+        if let Err(refusal) = begun {
+            let _ = reply.send(Err(refusal.into()));
+            return;
+        }
+        self.underway = Some(if freeze {
+            Underway::Pause(reply)
+        } else {
+            Underway::Resume(reply)
+        });
+        let cgroup = self.cgroup.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let cgroup =
+                cgroup.ok_or_else(|| Fault::unknown("the container has no cgroup to freeze"))?;
+            let deadline = Instant::now() + FREEZE_LIMIT;
+            let result = if freeze {
+                cgroup.freeze(deadline)
+            } else {
+                cgroup.thaw(deadline)
+            };
+            let what = if freeze { "pause" } else { "resume" };
+            result.map_err(|error| Fault::chain(what, &error))
+        });
+        self.later(async move {
+            let result = work
+                .await
+                .unwrap_or_else(|panic| Err(Fault::unknown(panic.to_string())));
+            if freeze {
+                Event::PauseDone(result)
+            } else {
+                Event::ResumeDone(result)
+            }
+        });
+    }
+
+    pub(super) fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) {
+        if let Err(refusal) = self.model.may_update() {
+            let _ = reply.send(Err(refusal.into()));
+            return;
+        }
+        let resources: oci_spec::runtime::LinuxResources = match serde_json::from_slice(&resources)
+        {
+            Ok(resources) => resources,
+            Err(error) => {
+                let _ = reply.send(Err(Fault::invalid(format!("resources: {error}"))));
+                return;
+            }
+        };
+        self.underway = Some(Underway::Update(reply));
+        let cgroup = self.cgroup.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let cgroup =
+                cgroup.ok_or_else(|| Fault::unknown("the container has no cgroup to update"))?;
+            cgroup
+                .apply(&resources, When::Update)
+                .map_err(|error| Fault::chain("update", &error))
+        });
+        self.later(async move {
+            Event::UpdateDone(
+                work.await
+                    .unwrap_or_else(|panic| Err(Fault::unknown(panic.to_string()))),
+            )
+        });
+    }
+
+    pub(super) fn delete(&mut self, reply: Reply<Remains>) {
+        match self.model.init() {
+            // Never started: end it, and tell its true end before the delete.
+            Init::Created(process) => {
+                self.init.asked.push(Asked {
+                    rpc: Rpc::Delete,
+                    signal: Signal::KILL,
+                    at: Timestamp::now(),
+                });
+                let _ = process.signal(libc::SIGKILL);
+                self.defer_delete(reply);
+            }
+            Init::Ending(..) => self.defer_delete(reply),
+            _ => self.delete_now(reply),
+        }
+    }
+
+    pub(super) fn defer_delete(&mut self, reply: Reply<Remains>) {
+        if self.deferred_delete.is_some() {
+            let _ = reply.send(Err(Fault::new(
+                Code::UNAVAILABLE,
+                "delete is still on its way: try again",
+            )));
+            return;
+        }
+        self.deferred_delete = Some(reply);
+        self.later(async {
+            tokio::time::sleep(END_LIMIT).await;
+            Event::DeleteOverdue
+        });
+    }
+
+    pub(super) fn delete_now(&mut self, reply: Reply<Remains>) {
+        if let Err(refusal) = self.model.begin_delete() {
+            let _ = reply.send(Err(refusal.into()));
+            return;
+        }
+        self.underway = Some(Underway::Delete(reply));
+        let work = remove::container(
+            Arc::clone(&self.shim.reaper),
+            self.runtime.clone(),
+            Arc::clone(&self.init.io),
+            (!self.mounts.is_empty()).then(|| self.bundle.join("rootfs")),
+        );
+        self.later(async move { Event::DeleteDone(work.await) });
+    }
+
+    pub(super) fn delete_exec(&mut self, id: &ExecId, reply: Reply<Remains>) {
+        match self.model.exec_begin_delete(id) {
+            Err(refusal) => {
+                let _ = reply.send(Err(refusal.into()));
+            }
+            Ok(_) => {
+                let Some(exec) = self.execs.get_mut(id) else {
+                    let _ = reply.send(Err(Fault::not_found(&format!(
+                        "process does not exist {id}"
+                    ))));
+                    return;
+                };
+                exec.delete = Some(reply);
+                let (io, id) = (Arc::clone(&exec.side.io), id.clone());
+                self.later(async move {
+                    if !io.drain(remove::DRAIN_LIMIT).await {
+                        log::warn!("delete of exec {id}: output was still held open {:?} after its end; closed it", remove::DRAIN_LIMIT);
+                    }
+                    Event::ExecCleared(id)
+                });
+            }
+        }
+    }
+}
+
+fn kill_fault(error: &std::io::Error) -> Fault {
+    if error.raw_os_error() == Some(libc::ESRCH) {
+        Fault::finished()
+    } else {
+        Fault::unknown(format!("unknown error after kill: {error}"))
+    }
+}
+
+fn refuse(command: Command, fault: &Fault) {
+    match command {
+        Command::Start(_, reply) => drop(reply.send(Err(fault.clone()))),
+        Command::Delete(_, reply) => drop(reply.send(Err(fault.clone()))),
+        Command::Exec(_, _, _, reply)
+        | Command::Kill { reply, .. }
+        | Command::Pause(reply)
+        | Command::Resume(reply)
+        | Command::Update(_, reply)
+        | Command::Checkpoint(reply)
+        | Command::Resize(_, _, _, reply)
+        | Command::CloseIo(_, reply) => drop(reply.send(Err(fault.clone()))),
+    }
+}

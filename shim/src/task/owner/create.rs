@@ -1,0 +1,125 @@
+//! Create, and what is set up once the container exists.
+
+use super::*;
+
+impl Owner {
+    pub(super) fn begin_create(&self) {
+        let (launcher, mounts, events) = (
+            self.launcher(&self.init),
+            self.mounts.clone(),
+            self.events.clone(),
+        );
+        self.later(async move {
+            let register = |child| {
+                let events = events.clone();
+                async move {
+                    let (stored, answer) = oneshot::channel();
+                    let _ = events.send(Event::InitRegistered(child, stored)).await;
+                    answer.await.unwrap_or(false)
+                }
+            };
+            let written = launcher.options.write(&launcher.bundle).map_err(|error| {
+                Fault::unknown(format!(
+                    "write the options into {}: {error}",
+                    launcher.bundle.display()
+                ))
+            });
+            Event::CreateDone(match written {
+                Ok(()) => launcher.create(mounts, register).await,
+                Err(fault) => Err(fault),
+            })
+        });
+    }
+
+    pub(super) fn create_done(&mut self, result: Result<(), Fault>) {
+        let result = result.and_then(|()| self.model.create_done().map_err(Fault::from));
+        match result {
+            Ok(process) => {
+                self.cgroup = self.find_cgroup(&process);
+                self.oom_before = self.oom_kills();
+                self.watch_oom();
+                self.init.identity = ProcessIdentity::read(process.pid()).ok();
+                self.journal = Some(BundleJournal::create(&self.bundle));
+                self.settle();
+                if let Some(reply) = self.created.take() {
+                    let _ = reply.send(Ok(process.pid()));
+                }
+            }
+            Err(fault) => {
+                // A process that was made and whose container is not to be must not stay.
+                if let Init::Creating(Some((process, None))) = self.model.init() {
+                    let _ = process.signal(libc::SIGKILL);
+                }
+                self.model.create_failed();
+                let reason = match fault.code {
+                    Code::DEADLINE_EXCEEDED => {
+                        Reason::CreateTimedOut(timed_out(&fault, self.began))
+                    }
+                    _ => Reason::CreateStepFailed {
+                        step: "create".to_owned(),
+                        text: fault.text.clone(),
+                    },
+                };
+                self.record(Record::new(Kind::Container, &reason, Timestamp::now()));
+                log::error!("{}: {}", self.id, fault.text);
+                if let Some(reply) = self.created.take() {
+                    let _ = reply.send(Err(fault));
+                }
+            }
+        }
+    }
+
+    pub(super) fn find_cgroup(&self, process: &P) -> Option<Arc<Cgroup>> {
+        let pid = i32::try_from(process.pid()).ok()?;
+        let hierarchies = self.shim.hierarchies.as_ref()?;
+        Cgroup::of_process(hierarchies, pid)
+            .inspect_err(|error| log::warn!("{}: no cgroup: {}", self.id, chain(error)))
+            .ok()
+            .map(Arc::new)
+    }
+
+    pub(super) fn oom_kills(&self) -> u64 {
+        self.cgroup
+            .as_ref()
+            .and_then(|cgroup| cgroup.oom_kills().ok().flatten())
+            .map_or(0, |kills| kills.total)
+    }
+
+    pub(super) fn watch_oom(&mut self) {
+        self.oom_told = self.oom_before;
+        let Some(Ok(Some(source))) = self.cgroup.as_ref().map(|cgroup| cgroup.oom_events()) else {
+            return;
+        };
+        let Ok((source, interest)) = sys::watch_oom(source) else {
+            return;
+        };
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            loop {
+                let gone = events.closed();
+                let ready = tokio::select! {
+                    ready = source.ready(interest) => ready,
+                    () = gone => return,
+                };
+                let Ok(mut ready) = ready else { return };
+                ready.clear_ready();
+                let over = source.get_ref().0.acknowledge().is_err();
+                if events.send(Event::OomSeen).await.is_err() || over {
+                    return;
+                }
+            }
+        });
+    }
+
+    pub(super) fn tell_oom(&mut self) {
+        let kills = self.oom_kills();
+        if kills > self.oom_told && self.journal.is_some() {
+            self.oom_told = kills;
+            self.oom_at = Some(Instant::now());
+            self.shim.publisher.publish(Published::Oom(events::TaskOOM {
+                container_id: self.id.to_string(),
+                ..events::TaskOOM::default()
+            }));
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! What the owner's helpers and the reaper report.
+
+use super::*;
+
+impl Owner {
+    pub(super) fn event(&mut self, event: Event) {
+        match event {
+            Event::InitRegistered(child, stored) => {
+                self.model.init_registered(child.process);
+                self.watch_end(child.ended, Event::InitEnded);
+                let _ = stored.send(true);
+            }
+            Event::InitEnded(ended) => {
+                self.tell_oom();
+                if self.config.kill_all_on_exit {
+                    self.kill_rest();
+                }
+                self.model.init_ended(ended);
+            }
+            Event::CreateDone(result) => self.create_done(result),
+            Event::StartDone(result) => self.start_done(result),
+            Event::PauseDone(result) => {
+                let done = self.model.pause_done(result.is_ok()).map_err(Fault::from);
+                self.settle();
+                if let Some(Underway::Pause(reply)) = self.underway.take() {
+                    let _ = reply.send(result.and(done));
+                }
+            }
+            Event::ResumeDone(result) => {
+                let done = self.model.resume_done(result.is_ok()).map_err(Fault::from);
+                self.settle();
+                if let Some(Underway::Resume(reply)) = self.underway.take() {
+                    let _ = reply.send(result.and(done));
+                }
+            }
+            Event::UpdateDone(result) => {
+                if let Some(Underway::Update(reply)) = self.underway.take() {
+                    let _ = reply.send(result);
+                }
+            }
+            Event::DeleteDone(result) => self.delete_done(result),
+            Event::DeleteOverdue => {
+                if let Some(reply) = self.deferred_delete.take() {
+                    let state = match self.model.init() {
+                        Init::Created(process) => describe(process.pid()).to_string(),
+                        _ => "waiting for its exec processes".to_owned(),
+                    };
+                    let _ = reply.send(Err(Fault::deadline(format!(
+                        "delete: the killed init process has not ended within {END_LIMIT:?}: {state}"
+                    ))));
+                }
+            }
+            Event::ExecRegistered(id, child, stored) => {
+                let known = matches!(self.model.exec(&id), Some(Exec::Starting));
+                if known {
+                    let (process, exec) = (Arc::clone(&child.process), id.clone());
+                    self.watch_end(child.ended, move |ended| {
+                        Event::ExecEnded(exec, process, ended)
+                    });
+                    self.model.exec_registered(&id, child.process);
+                } else {
+                    let _ = child.process.signal(libc::SIGKILL);
+                }
+                let _ = stored.send(known);
+            }
+            Event::ExecEnded(id, process, ended) => {
+                self.tell_oom();
+                let current = match self.model.exec(&id) {
+                    Some(Exec::Registered(current, _) | Exec::Running(current)) => {
+                        Arc::ptr_eq(current, &process)
+                    }
+                    Some(
+                        Exec::Created | Exec::Starting | Exec::Stopped(..) | Exec::Deleting(_),
+                    )
+                    | None => false,
+                };
+                if current {
+                    self.model.exec_ended(&id, ended);
+                }
+            }
+            Event::ExecDone(id, result) => {
+                // Not of a launch that has been given up meanwhile.
+                if self
+                    .execs
+                    .get(&id)
+                    .is_some_and(|exec| exec.launch.is_some())
+                {
+                    self.exec_done(&id, result);
+                }
+            }
+            Event::ExecCleared(id) => {
+                self.model.exec_deleted(&id);
+                let _ = std::fs::remove_file(launch::pid_file(&self.bundle, &id));
+                if let Some(exec) = self.execs.remove(&id)
+                    && let Some(reply) = exec.delete
+                {
+                    let ended = *exec.side.exit.borrow();
+                    let pid = exec.side.identity.map_or(0, |identity| identity.pid);
+                    let _ = reply.send(Ok(Remains { pid, ended }));
+                }
+            }
+            Event::LaunchesOverdue => self.give_up_launches(),
+            Event::HoldExpired => {
+                if self.model.is_holding_exit() {
+                    let late: Vec<String> = self
+                        .model
+                        .unfinished_execs()
+                        .map(|(id, exec)| match exec {
+                            Exec::Running(process) | Exec::Registered(process, _) => {
+                                format!("{id} ({})", describe(process.pid()))
+                            }
+                            Exec::Starting => format!("{id} (its runtime has not answered)"),
+                            Exec::Created | Exec::Stopped(..) | Exec::Deleting(_) => id.to_string(),
+                        })
+                        .collect();
+                    log::warn!(
+                        "{}: init's exit is told although exec processes have not ended within {HOLD_LIMIT:?}: {}",
+                        self.id,
+                        late.join("; ")
+                    );
+                    self.model.hold_expired();
+                }
+            }
+            Event::OomSeen => self.tell_oom(),
+        }
+    }
+
+    /// Ends starts of exec processes that go on although init has ended.
+    pub(super) fn give_up_launches(&mut self) {
+        // By the launches and not by the model, which forgets its execs with the container.
+        let late: Vec<ExecId> = self
+            .execs
+            .iter()
+            .filter(|(_, exec)| exec.launch.is_some())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in late {
+            log::warn!(
+                "{}: giving up the start of exec {id}: init has ended",
+                self.id
+            );
+            if let Some(launch) = self.execs.get_mut(&id).and_then(|exec| exec.launch.take()) {
+                launch.abort();
+            }
+            let fault = Fault::new(
+                Code::FAILED_PRECONDITION,
+                format!(
+                    "container {} init process is not running: failed precondition",
+                    self.id
+                ),
+            );
+            self.exec_done(&id, Err(fault));
+        }
+    }
+
+    pub(super) fn start_done(&mut self, result: Result<(), Fault>) {
+        let pid = match self.model.init() {
+            Init::Starting(process, _) => process.pid(),
+            _ => 0,
+        };
+        if let Err(fault) = &result {
+            let reason = Reason::StartFailed {
+                text: fault.text.clone(),
+            };
+            self.record(Record::new(Kind::Container, &reason, Timestamp::now()));
+        } else {
+            self.init.started = Some(Timestamp::now());
+        }
+        self.model.start_done(result.is_ok());
+        self.settle();
+        if let Some(Underway::Start(reply)) = self.underway.take() {
+            let _ = reply.send(result.map(|()| pid));
+        }
+    }
+
+    pub(super) fn exec_done(&mut self, id: &ExecId, result: Result<(), Fault>) {
+        // A process whose start failed after it was made must not stay.
+        if result.is_err()
+            && let Some(Exec::Registered(process, None)) = self.model.exec(id)
+        {
+            let _ = process.signal(libc::SIGKILL);
+        }
+        let outcome = self
+            .model
+            .exec_start_done(id, result.is_ok())
+            .map_err(Fault::from);
+        // The runtime's error says more than the model's refusal.
+        let outcome = result.and(outcome);
+        if let Some(exec) = self.execs.get_mut(id) {
+            match &outcome {
+                Ok(process) => {
+                    exec.side.started = Some(Timestamp::now());
+                    exec.side.identity =
+                        ProcessIdentity::read(process.pid())
+                            .ok()
+                            .or(Some(ProcessIdentity {
+                                pid: process.pid(),
+                                start_time: 0,
+                            }));
+                }
+                Err(fault) => {
+                    // Fresh ends for a start that is tried again.
+                    exec.side.io = Arc::default();
+                    let reason = match fault.code {
+                        Code::DEADLINE_EXCEEDED => {
+                            Reason::ExecTimedOut(timed_out(fault, exec.began))
+                        }
+                        _ => Reason::ExecFailed {
+                            text: fault.text.clone(),
+                        },
+                    };
+                    let record = Record::new(Kind::Exec, &reason, Timestamp::now()).of_exec(id);
+                    self.record(record);
+                }
+            }
+        }
+        self.settle();
+        let start = self.execs.get_mut(id).and_then(|exec| {
+            exec.launch = None;
+            exec.start.take()
+        });
+        if let Some(reply) = start {
+            let _ = reply.send(outcome.map(|process| process.pid()));
+        }
+    }
+
+    pub(super) fn delete_done(&mut self, result: Result<Vec<String>, Fault>) {
+        let remains = match self.model.init() {
+            Init::Deleting(process, ended) => Remains {
+                pid: process.pid(),
+                ended: Some(*ended),
+            },
+            _ => Remains {
+                pid: 0,
+                ended: None,
+            },
+        };
+        self.model.delete_done(result.is_ok());
+        self.settle();
+        let answer = match result {
+            Ok(detached) => {
+                if !detached.is_empty() {
+                    let reason = Reason::CleanupIncomplete { left: detached };
+                    self.record(Record::new(Kind::Container, &reason, Timestamp::now()));
+                }
+                Ok(remains)
+            }
+            Err(fault) => {
+                log::error!("{}: {}", self.id, fault.text);
+                Err(fault)
+            }
+        };
+        if let Some(Underway::Delete(reply)) = self.underway.take() {
+            let _ = reply.send(answer);
+        }
+    }
+
+    /// Kills what is left in the cgroup when init has ended and shares its pid namespace.
+    pub(super) fn kill_rest(&self) {
+        let Some(cgroup) = self.cgroup.clone() else {
+            return;
+        };
+        let id = self.id.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = cgroup.signal_all(libc::SIGKILL, Instant::now() + KILL_ALL_LIMIT)
+                && !error.is_gone()
+            {
+                log::warn!("{id}: kill the rest of the container: {}", chain(&error));
+            }
+        });
+    }
+}
