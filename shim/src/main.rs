@@ -8,6 +8,7 @@ mod cli;
 mod delete;
 mod fault;
 mod info;
+mod look;
 mod options;
 mod publisher;
 mod reaper;

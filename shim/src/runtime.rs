@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_record::barrier::{self, Frame};
-use holdfast_record::process::describe;
 use holdfast_record::{ContainerId, Deadline, ExitStatus, Namespace};
 
 use crate::fault::{Fault, chain};
+use crate::look::describe;
 use crate::options::Options;
 use crate::reaper::{AdoptError, Child, Launch, Reaper};
 use crate::sys::{self, ChildSetup};
@@ -400,7 +400,7 @@ impl Runtime {
                         sys::receive_with_fd(fd.as_fd(), &mut buffer)
                     }) => received,
                     () = tokio::time::sleep(deadline.remaining()) => {
-                        return Err(overdue(&working, deadline, verb));
+                        return Err(overdue(&working, deadline, verb).await);
                     }
                     status = working.end(verb) => {
                         ended = Some(status?);
@@ -536,30 +536,29 @@ async fn finish(
 ) -> Result<ExitStatus, RuntimeError> {
     match tokio::time::timeout(deadline.remaining(), working.end(verb)).await {
         Ok(status) => status,
-        Err(_) => Err(overdue(working, deadline, verb)),
+        Err(_) => Err(overdue(working, deadline, verb).await),
     }
 }
 
 /// Kills a runtime whose time is over; the error says what it was doing.
-fn overdue(working: &Working, deadline: &Deadline, verb: &'static str) -> RuntimeError {
+async fn overdue(working: &Working, deadline: &Deadline, verb: &'static str) -> RuntimeError {
+    // Before it is killed; afterwards there is nothing to see.
+    let state = describe(working.child.process.pid()).await;
+    kill_group(&working.child);
     RuntimeError::Deadline {
         verb,
         limit: deadline.limit(),
-        state: kill_group(&working.child),
+        state,
     }
 }
 
-/// Kills a runtime with its process group; says what it was doing.
-fn kill_group(child: &Child) -> String {
-    let pid = child.process.pid();
-    let description = describe(pid);
-    let state = format!("{description}");
+/// Kills a runtime with its process group.
+fn kill_group(child: &Child) {
     let _ = child.process.signal(libc::SIGKILL);
-    if let Ok(pid) = i32::try_from(pid) {
+    if let Ok(pid) = i32::try_from(child.process.pid()) {
         let _ =
             nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
     }
-    state
 }
 
 fn read_pid(path: &Path) -> io::Result<u32> {

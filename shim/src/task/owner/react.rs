@@ -41,13 +41,22 @@ impl Owner {
             Event::DeleteDone(result) => self.delete_done(result),
             Event::DeleteOverdue => {
                 if let Some(reply) = self.deferred_delete.take() {
-                    let state = match self.model.init() {
-                        Init::Created(process) => describe(process.pid()).to_string(),
-                        _ => "waiting for its exec processes".to_owned(),
+                    let init = match self.model.init() {
+                        Init::Created(process) => Some(process.pid()),
+                        _ => None,
                     };
-                    let _ = reply.send(Err(Fault::deadline(format!(
-                        "delete: the killed init process has not ended within {END_LIMIT:?}: {state}"
-                    ))));
+                    tokio::spawn(async move {
+                        let state = match init {
+                            Some(pid) => describe(pid).await,
+                            None => "waiting for its exec processes".to_owned(),
+                        };
+                        let _ = reply.send(Err(Fault::new(
+                            Code::FAILED_PRECONDITION,
+                            format!(
+                                "delete: the killed init process has not ended within {END_LIMIT:?}: {state}: failed precondition"
+                            ),
+                        )));
+                    });
                 }
             }
             Event::ExecRegistered(id, child, stored) => {
@@ -102,22 +111,31 @@ impl Owner {
             Event::LaunchesOverdue => self.give_up_launches(),
             Event::HoldExpired => {
                 if self.model.is_holding_exit() {
-                    let late: Vec<String> = self
+                    let late: Vec<(ExecId, Option<u32>)> = self
                         .model
                         .unfinished_execs()
                         .map(|(id, exec)| match exec {
                             Exec::Running(process) | Exec::Registered(process, _) => {
-                                format!("{id} ({})", describe(process.pid()))
+                                (id.clone(), Some(process.pid()))
                             }
-                            Exec::Starting => format!("{id} (its runtime has not answered)"),
-                            Exec::Created | Exec::Stopped(..) | Exec::Deleting(_) => id.to_string(),
+                            Exec::Created
+                            | Exec::Starting
+                            | Exec::Stopped(..)
+                            | Exec::Deleting(_) => (id.clone(), None),
                         })
                         .collect();
-                    log::warn!(
-                        "{}: init's exit is told although exec processes have not ended within {HOLD_LIMIT:?}: {}",
-                        self.id,
-                        late.join("; ")
-                    );
+                    let container = self.id.clone();
+                    tokio::spawn(async move {
+                        for (id, pid) in late {
+                            let state = match pid {
+                                Some(pid) => describe(pid).await,
+                                None => "its runtime has not answered".to_owned(),
+                            };
+                            log::warn!(
+                                "{container}: init's exit is told although exec {id} has not ended within {HOLD_LIMIT:?}: {state}"
+                            );
+                        }
+                    });
                     self.model.hold_expired();
                 }
             }
