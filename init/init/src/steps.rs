@@ -99,6 +99,7 @@ impl State {
                 sys::setdomainname(name.to_bytes()).map_err(call(b"setdomainname"))
             }
             Step::WriteProc { path, value } => self.write_proc(path, value),
+            Step::TimeNamespace { offsets } => self.time_namespace(offsets),
             Step::Propagation { flags } => {
                 sys::mount(None, c"/", None, flags, None).map_err(call(b"mount / propagation"))
             }
@@ -199,20 +200,37 @@ impl State {
         }
     }
 
+    /// The host's `/proc`, checked to be procfs.
+    fn proc(&mut self) -> Result<i32, Fault> {
+        if let Some(proc) = self.proc {
+            return Ok(proc);
+        }
+        let proc = sys::open(c"/proc", k::O_PATH | k::O_DIRECTORY)
+            .map_err(|errno| Fault::on(b"open", b"/proc", errno))?;
+        if sys::fs_magic(proc) != Ok(PROC_MAGIC) {
+            return Err(Fault::check(b"/proc is not procfs"));
+        }
+        self.proc = Some(proc);
+        Ok(proc)
+    }
+
+    /// Makes a time namespace with these offsets and enters it.
+    fn time_namespace(&mut self, offsets: &[u8]) -> Done {
+        sys::unshare(k::CLONE_NEWTIME)
+            .map_err(|errno| Fault::call(b"unshare CLONE_NEWTIME", errno))?;
+        self.write_proc(c"self/timens_offsets", offsets)?;
+        let name = c"self/ns/time_for_children";
+        let fault = |call: &'static [u8]| move |errno| Fault::on(call, name.to_bytes(), errno);
+        // Without restrictions: the file is a magic link by nature.
+        let file = sys::openat2(self.proc()?, name, k::O_RDONLY, 0).map_err(fault(b"openat2"))?;
+        sys::setns(file, k::CLONE_NEWTIME).map_err(fault(b"setns"))?;
+        sys::close(file);
+        Ok(())
+    }
+
     fn write_proc(&mut self, path: &CStr, value: &[u8]) -> Done {
         let fault = |call: &'static [u8]| move |errno| Fault::on(call, path.to_bytes(), errno);
-        let proc = match self.proc {
-            Some(proc) => proc,
-            None => {
-                let proc = sys::open(c"/proc", k::O_PATH | k::O_DIRECTORY)
-                    .map_err(|errno| Fault::on(b"open", b"/proc", errno))?;
-                if sys::fs_magic(proc) != Ok(PROC_MAGIC) {
-                    return Err(Fault::check(b"/proc is not procfs"));
-                }
-                self.proc = Some(proc);
-                proc
-            }
-        };
+        let proc = self.proc()?;
         let resolve = k::RESOLVE_BENEATH | k::RESOLVE_NO_MAGICLINKS | k::RESOLVE_NO_XDEV;
         let file = sys::openat2(proc, path, k::O_WRONLY, resolve).map_err(fault(b"openat2"))?;
         sys::write(file, value).map_err(fault(b"write"))?;

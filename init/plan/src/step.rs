@@ -215,4 +215,7 @@ steps! {
     41 IoPriority { value: u32 }
     /// Change the attributes of what is mounted at `target` (`MOUNT_ATTR_*`).
     42 MountAttributes { target: &'a CStr, attr_set: u64, attr_clr: u64, recursive: bool }
+    /// `unshare(CLONE_NEWTIME)`, `offsets` to `/proc/self/timens_offsets`, and enter it: a clone
+    /// with the flag would be inside at once, where offsets can no longer be set.
+    43 TimeNamespace { offsets: &'a [u8] }
 }

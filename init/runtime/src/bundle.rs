@@ -88,9 +88,6 @@ impl Bundle {
         if linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()) {
             return unsupported("linux.netDevices");
         }
-        if linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()) {
-            return unsupported("linux.timeOffsets");
-        }
         if linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()) {
             return unsupported("linux.mountLabel");
         }
@@ -191,12 +188,38 @@ fn check_namespaces(linux: &Linux) -> Result<()> {
             ));
         }
     }
+    check_time_offsets(linux, list)?;
     if is_new(list, LinuxNamespaceType::User) {
         let mapped = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|m| !m.is_empty());
         if !mapped(linux.uid_mappings()) || !mapped(linux.gid_mappings()) {
             return Err(Error::spec(
                 "linux.uidMappings, linux.gidMappings",
                 "a new user namespace needs both",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_time_offsets(linux: &Linux, list: &[LinuxNamespace]) -> Result<()> {
+    let mut clocks = linux.time_offsets().iter().flatten().peekable();
+    if clocks.peek().is_some() && !is_new(list, LinuxNamespaceType::Time) {
+        return Err(Error::spec(
+            "linux.timeOffsets",
+            "need a new time namespace in linux.namespaces",
+        ));
+    }
+    for (clock, offset) in clocks {
+        if clock != "monotonic" && clock != "boottime" {
+            return Err(Error::spec(
+                "linux.timeOffsets",
+                format!("{clock:?} is not a clock that has one: monotonic or boottime"),
+            ));
+        }
+        if offset.nanosecs().is_some_and(|part| part >= 1_000_000_000) {
+            return Err(Error::spec(
+                format!("linux.timeOffsets.{clock}.nanosecs"),
+                "is a second or more",
             ));
         }
     }

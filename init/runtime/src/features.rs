@@ -12,7 +12,7 @@ use crate::hooks::HookStage;
 use crate::plan::options::known_words;
 use crate::sys::probe::knows_filter_flags;
 
-/// Namespaces that can be made and joined. A time namespace can be, too; its offsets (`linux.timeOffsets`) cannot be set.
+/// Namespaces that can be made and joined.
 const NAMESPACES: [&str; 8] = [
     "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
 ];

@@ -71,6 +71,18 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     let mut draft = Draft::new(inputs.preserve_fds)?;
 
     join(&mut draft, inputs.namespaces)?;
+    if inputs.namespaces.unshare_time {
+        let offsets = time_offsets(linux);
+        draft.push(
+            Step::TimeNamespace {
+                offsets: offsets.as_bytes(),
+            },
+            format!(
+                "make the time namespace with the offsets {:?}",
+                offsets.trim_end()
+            ),
+        );
+    }
     draft.push(Step::NewSession {}, "start a session");
     if !inputs.no_keyring {
         let name = cstring("id", format!("_ses.{}", inputs.id))?;
@@ -207,6 +219,19 @@ fn join(draft: &mut Draft, namespaces: &Namespaces) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// `linux.timeOffsets` as time_namespaces(7) wants it written; the bundle has checked the clocks.
+fn time_offsets(linux: &oci_spec::runtime::Linux) -> String {
+    let sorted: BTreeMap<_, _> = linux.time_offsets().iter().flatten().collect();
+    sorted
+        .into_iter()
+        .map(|(clock, offset)| {
+            let seconds = offset.secs().unwrap_or(0);
+            let nanoseconds = offset.nanosecs().unwrap_or(0);
+            format!("{clock} {seconds} {nanoseconds}\n")
+        })
+        .collect()
 }
 
 fn names(draft: &mut Draft, bundle: &Bundle) -> Result<()> {

@@ -32,6 +32,8 @@ pub struct Namespaces {
     pub clone: u64,
     /// `unshare(CLONE_NEWCGROUP)` by the process itself.
     pub unshare_cgroup: bool,
+    /// The time namespace is made by the process itself, because it gets offsets.
+    pub unshare_time: bool,
     /// Joined by the process, in this order.
     pub by_init: Vec<Joined>,
     /// Joined by the parent around the clone, and left again.
@@ -61,11 +63,12 @@ pub fn proc_name(typ: LinuxNamespaceType) -> &'static str {
 }
 
 impl Namespaces {
-    /// Opens the joined ones and decides. `into_cgroup`: the clone starts in its cgroup.
+    /// Opens the joined ones and decides. `into_cgroup`: the clone starts in its cgroup;
+    /// `time_offsets`: there are offsets for a new time namespace.
     ///
     /// # Errors
     /// A namespace path that cannot be opened.
-    pub fn decide(list: &[LinuxNamespace], into_cgroup: bool) -> Result<Self> {
+    pub fn decide(list: &[LinuxNamespace], into_cgroup: bool, time_offsets: bool) -> Result<Self> {
         use LinuxNamespaceType as Type;
         let mut this = Self::default();
         let new_user = list
@@ -79,10 +82,10 @@ impl Namespaces {
             let Some(path) = namespace.path() else {
                 match typ {
                     Type::Cgroup if !into_cgroup || joined_user => this.unshare_cgroup = true,
-                    // A time namespace concerns children only: clone3 cannot make one for the
-                    // child itself, unshare in the parent does.
-                    Type::Time => this.clone |= flag(typ),
+                    // The clone is inside at once, and from then on its offsets are fixed.
+                    Type::Time if time_offsets => this.unshare_time = true,
                     Type::Cgroup
+                    | Type::Time
                     | Type::Mount
                     | Type::Uts
                     | Type::Ipc

@@ -216,7 +216,11 @@ impl Creation<'_> {
         let into = cgroup.dir_fd()?;
         let entrance = cgroup.entrance()?;
         let pure_v2 = entrance.fds().len() == 0;
-        let namespaces = Namespaces::decide(list, pure_v2)?;
+        let namespaces = Namespaces::decide(
+            list,
+            pure_v2,
+            linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()),
+        )?;
         let root = environment::open_root(&bundle.rootfs);
         let env = environment::complete(bundle.process()?, root.as_ref());
         // From inside another user namespace nobody may be cloned into a v2 group.
