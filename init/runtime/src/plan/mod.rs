@@ -11,6 +11,7 @@ mod devices;
 mod draft;
 pub mod exec;
 pub mod filter;
+mod idmap;
 mod identity;
 mod mounts;
 pub mod namespaces;
@@ -18,3 +19,6 @@ pub mod options;
 
 pub use builder::{PlanBuilder, PlanImage};
 pub use draft::Draft;
+
+#[cfg(test)]
+mod tests;
