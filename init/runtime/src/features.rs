@@ -111,7 +111,7 @@ pub fn features() -> Value {
             // Processes are labelled, mounts (linux.mountLabel) are not yet: half of it is no support.
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
-            "mountExtensions": { "idmap": { "enabled": false } },
+            "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": false },
         },
         "annotations": {
@@ -202,7 +202,7 @@ mod tests {
             assert_eq!(missing(path), [""; 0], "{path}");
         }
         // acl and noacl are left to the file system here, the others are refused by the plan.
-        let allowed = ["acl", "noacl", "tmpcopyup", "idmap", "ridmap"];
+        let allowed = ["acl", "noacl", "tmpcopyup"];
         let unexpected: Vec<String> = missing("/mountOptions")
             .into_iter()
             .filter(|word| !allowed.contains(&word.as_str()))

@@ -10,6 +10,7 @@ use oci_spec::runtime::Mount;
 
 use super::Draft;
 use super::cgroup_mounts;
+use super::idmap::{self, Idmaps};
 use super::options::{self, Options};
 use crate::bundle::{Bundle, clean, cstring};
 use crate::error::{Doing, Error, Result};
@@ -76,8 +77,10 @@ pub(super) fn root(draft: &mut Draft, bundle: &Bundle, propagation: u64) -> Resu
 
 /// All entries of `mounts`, in their order.
 pub(super) fn all(draft: &mut Draft, bundle: &Bundle, cgroups: &Cgroups<'_>) -> Result<()> {
+    let mut idmaps = Idmaps::default();
     for (at, mount) in bundle.spec.mounts().iter().flatten().enumerate() {
-        one(draft, bundle, cgroups, mount).map_err(|error| in_mount(error, at, mount))?;
+        one(draft, bundle, cgroups, &mut idmaps, mount)
+            .map_err(|error| in_mount(error, at, mount))?;
     }
     Ok(())
 }
@@ -95,20 +98,20 @@ fn in_mount(error: Error, at: usize, mount: &Mount) -> Error {
     }
 }
 
-fn one(draft: &mut Draft, bundle: &Bundle, cgroups: &Cgroups<'_>, mount: &Mount) -> Result<()> {
-    if mount.uid_mappings().as_ref().is_some_and(|m| !m.is_empty())
-        || mount.gid_mappings().as_ref().is_some_and(|m| !m.is_empty())
-    {
-        return Err(Error::Unsupported {
-            what: "an id-mapped mount".into(),
-        });
-    }
+fn one(
+    draft: &mut Draft,
+    bundle: &Bundle,
+    cgroups: &Cgroups<'_>,
+    idmaps: &mut Idmaps,
+    mount: &Mount,
+) -> Result<()> {
     let options = options::parse(mount.options().as_deref().unwrap_or_default())?;
     let target = target(mount)?;
     let typ = mount.typ().as_deref().unwrap_or_default();
     if options.bind.is_some() || typ == "bind" {
-        return bind(draft, bundle, mount, &options, &target);
+        return bind(draft, bundle, idmaps, mount, &options, &target);
     }
+    idmap::refuse(&options, mount)?;
     if typ == "cgroup" || typ == "cgroup2" {
         return cgroup_mounts::push(draft, cgroups, &options, &target);
     }
@@ -168,6 +171,7 @@ pub(super) fn file_system(
 fn bind(
     draft: &mut Draft,
     bundle: &Bundle,
+    idmaps: &mut Idmaps,
     mount: &Mount,
     options: &Options,
     target: &CString,
@@ -186,6 +190,7 @@ fn bind(
             mount.destination().display()
         )
     })?;
+    idmaps.apply(bundle, options, mount, tree.as_fd(), &source)?;
     let kind = match nix::sys::stat::fstat(std::os::fd::AsRawFd::as_raw_fd(&tree.as_fd())) {
         Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => TargetKind::Directory,
         Ok(_) => TargetKind::File,

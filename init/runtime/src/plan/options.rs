@@ -45,6 +45,8 @@ pub struct Options {
     pub rec_attr_set: u64,
     /// The same, for it and all mounts below.
     pub rec_attr_clr: u64,
+    /// `Some(recursive)` for an id-mapped mount.
+    pub idmap: Option<bool>,
     /// What the file system itself understands.
     pub data: Vec<String>,
 }
@@ -117,7 +119,7 @@ pub fn propagation(word: &str) -> Option<u64> {
 
 /// All words that are not passed to the file system, for `features`.
 pub fn known_words() -> Vec<&'static str> {
-    let mut words = vec!["bind", "rbind", "defaults", "remount"];
+    let mut words = vec!["bind", "rbind", "defaults", "remount", "idmap", "ridmap"];
     words.extend(FLAGS.iter().map(|f| f.0));
     words.extend(ATIMES.iter().map(|f| f.0));
     words.extend(SUPERBLOCK.iter().map(|f| f.0));
@@ -184,7 +186,9 @@ pub fn parse(words: &[String]) -> Result<Options> {
             out.propagation = flags;
         } else if word == "bind" || word == "rbind" {
             out.bind = Some(word == "rbind");
-        } else if matches!(word, "idmap" | "ridmap" | "tmpcopyup" | "copy-symlink") {
+        } else if word == "idmap" || word == "ridmap" {
+            out.idmap = Some(word == "ridmap");
+        } else if matches!(word, "tmpcopyup" | "copy-symlink") {
             return Err(Error::Unsupported {
                 what: format!("mount option {word}"),
             });
@@ -237,6 +241,6 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_refused() {
-        assert!(parse(&["idmap".to_owned()]).is_err());
+        assert!(parse(&["copy-symlink".to_owned()]).is_err());
     }
 }

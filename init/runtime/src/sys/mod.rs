@@ -6,3 +6,4 @@ pub(crate) mod fd;
 pub(crate) mod probe;
 pub(crate) mod signals;
 pub(crate) mod spawn;
+pub(crate) mod user_namespace;
