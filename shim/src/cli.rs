@@ -12,6 +12,8 @@ pub(crate) enum Action {
     Start,
     /// `delete`: clean up after a dead shim.
     Delete,
+    /// `publish`: tell the events of a dead shim; only `delete` runs it.
+    Publish,
     /// No action: be the server on the inherited descriptor.
     Serve,
     /// `-info`: describe runtime and features.
@@ -137,6 +139,7 @@ impl CommandLine {
             (None, None) => Action::Serve,
             (None, Some("start")) => Action::Start,
             (None, Some("delete")) => Action::Delete,
+            (None, Some("publish")) => Action::Publish,
             (None, Some(other)) => return Err(CommandLineError::UnknownAction(other.to_owned())),
         };
         if line.namespace.is_empty() && !matches!(line.action, Action::Info | Action::Version) {

@@ -13,24 +13,28 @@ use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
 use holdfast_record::ledger::{Kind, Ledger, Record};
 use holdfast_record::logging::{Places, publish};
-use holdfast_record::process::Stat;
+use holdfast_record::process::{ProcessIdentity, Stat};
 use holdfast_record::{ContainerId, ExitStatus, Namespace, Reason, Signal, Timestamp};
 
 use crate::cli::CommandLine;
 use crate::fault::chain;
+use crate::handover;
 use crate::options::Options;
 use crate::publisher::proto_time;
 use crate::rootfs;
 use crate::runtime;
 use crate::stdio::console::remove_leftovers;
-use crate::task::record::{Entry, read};
+use crate::task::record::{Entry, read, unacknowledged};
 
 /// Bound of the runtime's part; with the unmount it stays below containerd's five seconds.
-const RUNTIME_LIMIT: Duration = Duration::from_millis(2500);
+const RUNTIME_LIMIT: Duration = Duration::from_millis(2200);
 /// How long a busy mount is tried again before it is detached.
 const BUSY_LIMIT: Duration = Duration::from_secs(1);
 /// Bound of all unmounting.
 const UNMOUNT_LIMIT: Duration = Duration::from_millis(1500);
+/// How long the dead shim's events may hold back the answer, so that they come before what
+/// containerd says of the container's end. What takes longer comes after it.
+const TELL_LIMIT: Duration = Duration::from_millis(700);
 /// Status for a container whose end nobody saw: as if killed, for that is what we do to it.
 const KILLED: u32 = 137;
 
@@ -53,6 +57,7 @@ pub(crate) enum DeleteError {
 struct History {
     pid: Option<u32>,
     shim: Option<u32>,
+    shim_start: Option<u64>,
     end: Option<(ExitStatus, Timestamp)>,
     deleted: bool,
 }
@@ -61,9 +66,15 @@ fn history(entries: &[Entry]) -> History {
     let mut history = History::default();
     for entry in entries {
         match entry {
-            Entry::Created { pid, shim, .. } => {
+            Entry::Created {
+                pid,
+                shim,
+                shim_start,
+                ..
+            } => {
                 history.pid = Some(*pid);
                 history.shim = Some(*shim);
+                history.shim_start = *shim_start;
             }
             Entry::Exited { status, at, .. } => history.end = Some((*status, *at)),
             Entry::Deleted => history.deleted = true,
@@ -72,10 +83,22 @@ fn history(entries: &[Entry]) -> History {
             | Entry::ExecStarted { .. }
             | Entry::ExecExited { .. }
             | Entry::Paused
-            | Entry::Resumed => {}
+            | Entry::Resumed
+            | Entry::EventQueued { .. }
+            | Entry::EventAcknowledged { .. } => {}
         }
     }
     history
+}
+
+impl History {
+    /// Whether the shim that wrote it still runs, and so tells its events itself.
+    fn shim_lives(&self) -> bool {
+        match (self.shim, self.shim_start) {
+            (Some(pid), Some(start_time)) => ProcessIdentity { pid, start_time }.is_alive(),
+            (Some(_), None) | (None, _) => false,
+        }
+    }
 }
 
 /// Runs the action.
@@ -99,7 +122,13 @@ pub(crate) fn delete(line: &CommandLine) -> Result<(), DeleteError> {
         log::warn!("read the options: {error}");
         Options::default()
     });
-    let history = history(&read(&bundle));
+    let entries = read(&bundle);
+    let history = history(&entries);
+    let telling = if history.shim_lives() {
+        None
+    } else {
+        handover::begin(line, &unacknowledged(&entries))
+    };
     if !history.deleted {
         delete_in_runtime(&options, &namespace, &id, &bundle);
     }
@@ -114,6 +143,9 @@ pub(crate) fn delete(line: &CommandLine) -> Result<(), DeleteError> {
     let answer = answer(&history, &bundle);
     if !history.deleted && history.pid.is_some() {
         record(&namespace, &id, &history);
+    }
+    if let Some(telling) = telling {
+        telling.wait(TELL_LIMIT);
     }
     let bytes = answer.write_to_bytes().unwrap_or_default();
     let mut stdout = io::stdout().lock();
@@ -284,6 +316,7 @@ mod tests {
         journal.append(&Entry::Created {
             pid: 42,
             shim: 41,
+            shim_start: None,
             at,
         });
         assert_eq!(

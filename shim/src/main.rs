@@ -7,6 +7,7 @@ mod bootstrap;
 mod cli;
 mod delete;
 mod fault;
+mod handover;
 mod info;
 mod look;
 mod options;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
             drop(installed);
             delete::delete(&line).map_err(Into::into)
         }
+        Action::Publish => handover::publish(&line).map_err(Into::into),
         Action::Serve => server::run(&line).map_err(Into::into),
     };
     match result {

@@ -3,12 +3,20 @@
 //! One queue, one task, one event at a time: an event leaves the queue only when containerd
 //! has acknowledged it, so the order per container is the order of the owner's calls and
 //! nothing overtakes. While containerd is away the queue grows; beyond [`SOFT_LIMIT`] only
-//! events whose loss containerd can find out by asking are dropped (and counted), never an
-//! exit, an OOM or a delete.
+//! events whose loss containerd can find out by asking are dropped (and logged), never an
+//! exit, an OOM or a delete. Those are as many as processes have ended meanwhile, and without
+//! containerd nobody starts new ones.
+//!
+//! An event with a journal is written there before it is queued, and its acknowledgement after.
+//! What a dead shim still had to tell, the `delete` action tells in its place
+//! ([`crate::handover`]). containerd may have heard the first of them: an event may come
+//! twice, never too late and never not at all.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::events::task as events;
@@ -20,8 +28,10 @@ use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::topics;
 use containerd_shim_protos::ttrpc::proto::Code;
 use holdfast_record::{Namespace, Timestamp};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
+use crate::task::record::{BundleJournal, Entry};
 use crate::wire::client::Connection;
 
 const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
@@ -35,7 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 /// Events kept before dispensable ones are dropped.
 const SOFT_LIMIT: usize = 8192;
-/// Tries for an event that containerd answers with a lasting refusal.
+/// Tries for a dispensable event that containerd answers with a lasting refusal.
 const REFUSALS: u32 = 5;
 
 /// Any task event.
@@ -76,7 +86,8 @@ impl Event {
         }
     }
 
-    fn any(&self) -> Any {
+    /// Ready to be sent.
+    fn encode(&self) -> Encoded {
         let (name, bytes) = match self {
             Self::Create(event) => ("containerd.events.TaskCreate", event.write_to_bytes()),
             Self::Start(event) => ("containerd.events.TaskStart", event.write_to_bytes()),
@@ -90,11 +101,13 @@ impl Event {
             Self::Paused(event) => ("containerd.events.TaskPaused", event.write_to_bytes()),
             Self::Resumed(event) => ("containerd.events.TaskResumed", event.write_to_bytes()),
         };
-        Any {
-            type_url: name.to_owned(),
+        Encoded {
+            at: Timestamp::now(),
+            topic: self.topic().into(),
+            kind: name.into(),
             // Encoding to memory fails only for missing required fields; proto3 has none.
             value: bytes.unwrap_or_default(),
-            ..Any::default()
+            dispensable: self.is_dispensable(),
         }
     }
 
@@ -121,10 +134,87 @@ pub(crate) fn proto_time(time: Timestamp) -> MessageField<ProtoTime> {
     })
 }
 
+/// An event as it is kept until containerd has taken it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Encoded {
+    /// When it happened.
+    pub(crate) at: Timestamp,
+    /// For example `/tasks/exit`.
+    pub(crate) topic: Cow<'static, str>,
+    /// Name of the protobuf message.
+    pub(crate) kind: Cow<'static, str>,
+    /// The message; hexadecimal in the journal.
+    #[serde(with = "hex")]
+    pub(crate) value: Vec<u8>,
+    /// Whether containerd could find out the same by asking.
+    pub(crate) dispensable: bool,
+}
+
+impl Encoded {
+    fn request(&self, namespace: &Namespace) -> Vec<u8> {
+        let envelope = Envelope {
+            timestamp: proto_time(self.at),
+            namespace: namespace.to_string(),
+            topic: self.topic.clone().into_owned(),
+            event: MessageField::some(Any {
+                type_url: self.kind.clone().into_owned(),
+                value: self.value.clone(),
+                ..Any::default()
+            }),
+            ..Envelope::default()
+        };
+        let request = ForwardRequest {
+            envelope: MessageField::some(envelope),
+            ..ForwardRequest::default()
+        };
+        request.write_to_bytes().unwrap_or_default()
+    }
+}
+
+/// Bytes as text, for a journal that is JSON.
+mod hex {
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+    use std::fmt::Write as _;
+
+    #[allow(clippy::ptr_arg)] // serde's signature
+    pub(super) fn serialize<S: Serializer>(bytes: &Vec<u8>, to: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::with_capacity(bytes.len() * 2);
+        for byte in bytes {
+            // Writing into a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        to.serialize_str(&text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        text.as_bytes()
+            .chunks(2)
+            .map(|pair| {
+                let pair = std::str::from_utf8(pair).map_err(D::Error::custom)?;
+                u8::from_str_radix(pair, 16).map_err(D::Error::custom)
+            })
+            .collect()
+    }
+}
+
+/// A container's journal, written by its owner and here; always from the one thread.
+pub(crate) type SharedJournal = Arc<Mutex<BundleJournal>>;
+
+/// Adds an entry to a journal.
+pub(crate) fn note(journal: &SharedJournal, entry: &Entry) {
+    journal
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .append(entry);
+}
+
 #[derive(Debug)]
 struct Queued {
-    at: Timestamp,
-    event: Event,
+    event: Encoded,
+    /// Where the acknowledgement is written, and under which number.
+    receipt: Option<(SharedJournal, u64)>,
 }
 
 /// The queue; see the module.
@@ -135,6 +225,7 @@ pub(crate) struct Publisher {
     queue: Mutex<VecDeque<Queued>>,
     added: Notify,
     waiting: watch::Sender<usize>,
+    number: AtomicU64,
 }
 
 impl Publisher {
@@ -146,28 +237,49 @@ impl Publisher {
             queue: Mutex::default(),
             added: Notify::new(),
             waiting: watch::Sender::new(0),
+            number: AtomicU64::new(0),
         }
     }
 
-    /// Puts an event at the end of the queue. Never waits.
-    pub(crate) fn publish(&self, event: Event) {
+    /// Puts an event at the end of the queue, and into `journal` until it is acknowledged.
+    /// Never waits.
+    pub(crate) fn publish(&self, event: &Event, journal: Option<&SharedJournal>) {
         if self.address.is_none() {
             log::warn!("no TTRPC_ADDRESS: {} is told to nobody", event.topic());
             return;
         }
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if queue.len() >= SOFT_LIMIT && event.is_dispensable() {
+        let waiting = *self.waiting.borrow();
+        if waiting >= SOFT_LIMIT && event.is_dispensable() {
             log::error!(
-                "containerd has not taken {} events; dropping a {}",
-                queue.len(),
+                "containerd has not taken {waiting} events; dropping a {}",
                 event.topic()
             );
             return;
         }
-        queue.push_back(Queued {
-            at: Timestamp::now(),
-            event,
+        let event = event.encode();
+        let receipt = journal.map(|journal| {
+            let number = self.number.fetch_add(1, Ordering::Relaxed);
+            let entry = Entry::EventQueued {
+                number,
+                event: event.clone(),
+            };
+            note(journal, &entry);
+            (Arc::clone(journal), number)
         });
+        self.push(Queued { event, receipt });
+    }
+
+    /// Puts an event of another shim at the end of the queue.
+    pub(crate) fn adopt(&self, event: Encoded) {
+        self.push(Queued {
+            event,
+            receipt: None,
+        });
+    }
+
+    fn push(&self, queued: Queued) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.push_back(queued);
         self.waiting.send_replace(queue.len());
         drop(queue);
         self.added.notify_one();
@@ -184,33 +296,27 @@ impl Publisher {
         }
     }
 
-    fn front(&self) -> Option<(&'static str, Vec<u8>)> {
+    fn front(&self) -> Option<(Cow<'static, str>, bool, Vec<u8>)> {
         let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = queue.front()?;
-        let envelope = Envelope {
-            timestamp: proto_time(first.at),
-            namespace: self.namespace.to_string(),
-            topic: first.event.topic().to_owned(),
-            event: MessageField::some(first.event.any()),
-            ..Envelope::default()
-        };
-        let request = ForwardRequest {
-            envelope: MessageField::some(envelope),
-            ..ForwardRequest::default()
-        };
+        let first = &queue.front()?.event;
         Some((
-            first.event.topic(),
-            request.write_to_bytes().unwrap_or_default(),
+            first.topic.clone(),
+            first.dispensable,
+            first.request(&self.namespace),
         ))
     }
 
     fn acknowledged(&self) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.pop_front();
+        let first = queue.pop_front();
         if queue.is_empty() {
             queue.shrink_to_fit();
         }
         self.waiting.send_replace(queue.len());
+        drop(queue);
+        if let Some((journal, number)) = first.and_then(|first| first.receipt) {
+            note(&journal, &Entry::EventAcknowledged { number });
+        }
     }
 
     /// Sends what is queued, for ever.
@@ -221,7 +327,7 @@ impl Publisher {
         let mut connection: Option<Connection> = None;
         let (mut pause, mut refusals, mut away) = (PAUSE.0, 0, false);
         loop {
-            let Some((topic, request)) = self.front() else {
+            let Some((topic, dispensable, request)) = self.front() else {
                 self.added.notified().await;
                 continue;
             };
@@ -258,8 +364,11 @@ impl Publisher {
                     if !passing {
                         refusals += 1;
                     }
-                    log::warn!("containerd refused {topic}: {}", fault.text);
-                    if refusals >= REFUSALS {
+                    if refusals <= REFUSALS {
+                        log::warn!("containerd refused {topic}: {}", fault.text);
+                    }
+                    // What must not be lost is kept even so, and is tried again without end.
+                    if refusals >= REFUSALS && dispensable {
                         log::error!("giving up on {topic} after {refusals} refusals");
                         self.acknowledged();
                         refusals = 0;
@@ -339,7 +448,7 @@ mod tests {
         let runner = Arc::clone(&publisher);
         tokio::spawn(async move { runner.run().await });
         for n in 0..20 {
-            publisher.publish(exit(n));
+            publisher.publish(&exit(n), None);
         }
         // Nobody listens yet, and nothing is lost by it.
         assert_eq!(publisher.flush(Duration::from_millis(50)).await, 20);
@@ -358,7 +467,7 @@ mod tests {
             }
         });
         for n in 20..40 {
-            publisher.publish(exit(n));
+            publisher.publish(&exit(n), None);
         }
         assert_eq!(publisher.flush(Duration::from_secs(60)).await, 0);
         let expected: Vec<String> = (0..40).map(|n| format!("/tasks/exit {n}")).collect();
@@ -369,9 +478,93 @@ mod tests {
     fn beyond_the_limit_only_what_can_be_asked_for_is_dropped() {
         let publisher = Publisher::new(Namespace::new("ns").unwrap(), Some("/nowhere".into()));
         for _ in 0..SOFT_LIMIT + 10 {
-            publisher.publish(Event::Start(events::TaskStart::default()));
+            publisher.publish(&Event::Start(events::TaskStart::default()), None);
         }
-        publisher.publish(Event::Exit(events::TaskExit::default()));
+        publisher.publish(&Event::Exit(events::TaskExit::default()), None);
         assert_eq!(publisher.queue.lock().unwrap().len(), SOFT_LIMIT + 1);
+    }
+
+    #[tokio::test]
+    async fn the_journal_keeps_what_is_not_acknowledged() {
+        use crate::task::record::{read, unacknowledged};
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Arc::new(Mutex::new(BundleJournal::create(dir.path())));
+        let path = dir.path().join("s");
+        let publisher = Arc::new(Publisher::new(
+            Namespace::new("ns").unwrap(),
+            Some(path.clone()),
+        ));
+        for n in 0..3 {
+            let event = events::TaskExit {
+                id: n.to_string(),
+                ..events::TaskExit::default()
+            };
+            publisher.publish(&Event::Exit(event), Some(&journal));
+        }
+        let left = unacknowledged(&read(dir.path()));
+        assert_eq!(left.len(), 3);
+        assert_eq!(left[2].topic, "/tasks/exit");
+        assert_eq!(left[2].value, b"\x12\x012");
+        let containerd = Arc::new(Containerd::default());
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let handler = Arc::clone(&containerd);
+        tokio::spawn(async move {
+            let (socket, _) = listener.accept().await.unwrap();
+            server::serve(socket, handler).await.unwrap();
+        });
+        let runner = Arc::clone(&publisher);
+        tokio::spawn(async move { runner.run().await });
+        assert_eq!(publisher.flush(Duration::from_secs(20)).await, 0);
+        assert_eq!(unacknowledged(&read(dir.path())), []);
+    }
+
+    /// Accepts, and answers nothing until told.
+    struct Silent(watch::Sender<bool>, Mutex<Vec<u64>>);
+
+    impl Handler for Silent {
+        async fn handle(&self, _: &str, _: &str, payload: &[u8]) -> Result<Vec<u8>, Fault> {
+            let envelope = ForwardRequest::parse_from_bytes(payload).unwrap().envelope;
+            let event = events::TaskExit::parse_from_bytes(&envelope.event.value).unwrap();
+            self.1.lock().unwrap().push(u64::from(event.pid));
+            let mut speaks = self.0.subscribe();
+            let _ = speaks.wait_for(|speaks| *speaks).await;
+            Ok(Vec::new())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_containerd_that_accepts_and_says_nothing_gets_every_event_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let publisher = Arc::new(Publisher::new(
+            Namespace::new("ns").unwrap(),
+            Some(path.clone()),
+        ));
+        let silent = Arc::new(Silent(watch::Sender::new(false), Mutex::default()));
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let handler = Arc::clone(&silent);
+        tokio::spawn(async move {
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                tokio::spawn(server::serve(socket, Arc::clone(&handler)));
+            }
+        });
+        let runner = Arc::clone(&publisher);
+        tokio::spawn(async move { runner.run().await });
+        for pid in 0..100 {
+            let event = events::TaskExit {
+                pid,
+                ..events::TaskExit::default()
+            };
+            publisher.publish(&Event::Exit(event), None);
+        }
+        // More than the time that containerd is given for one event.
+        assert_eq!(publisher.flush(Duration::from_secs(6)).await, 100);
+        silent.0.send_replace(true);
+        assert_eq!(publisher.flush(Duration::from_secs(20)).await, 0);
+        let mut seen = silent.1.lock().unwrap().clone();
+        // The one that hung had been given up by the server, so it came again.
+        seen.dedup();
+        assert_eq!(seen, (0..100).collect::<Vec<_>>());
     }
 }

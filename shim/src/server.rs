@@ -27,8 +27,9 @@ pub(crate) const LISTENER_FD: i32 = 3;
 pub(crate) const SOCKET_VARIABLE: &str = "HOLDFAST_SHIM_SOCKET";
 /// What the log and journald call us.
 pub(crate) const IDENTIFIER: &str = "containerd-shim-holdfast-v2";
-/// How long unacknowledged events may hold back the end.
-const FLUSH_LIMIT: Duration = Duration::from_secs(10);
+/// How long unacknowledged events may hold back the end: a containerd that is being replaced
+/// takes its time.
+const FLUSH_LIMIT: Duration = Duration::from_secs(150);
 /// How long a blocking thread stays for the next piece of work.
 const IDLE_THREAD: Duration = Duration::from_millis(100);
 
@@ -49,7 +50,7 @@ pub(crate) enum ServerError {
     Id(#[from] holdfast_record::ids::InvalidId),
 }
 
-fn step(step: &'static str) -> impl FnOnce(std::io::Error) -> ServerError {
+pub(crate) fn step(step: &'static str) -> impl FnOnce(std::io::Error) -> ServerError {
     move |source| ServerError::Step { step, source }
 }
 
@@ -118,12 +119,7 @@ async fn serve_containers(
     let mut user = signal(SignalKind::user_defined1()).map_err(step("handle SIGUSR1"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(step("handle SIGHUP"))?;
 
-    let address = std::env::var("TTRPC_ADDRESS")
-        .ok()
-        .map(|address| address.trim_start_matches("unix://").to_owned())
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from);
-    let publisher = Arc::new(Publisher::new(namespace.clone(), address));
+    let publisher = Arc::new(Publisher::new(namespace.clone(), events_address()));
     let scribe = Arc::new(Scribe::new(places));
     let shim = Arc::new(Shim::new(
         namespace,
@@ -162,6 +158,15 @@ async fn serve_containers(
     }
     log::info!("ending");
     Ok(())
+}
+
+/// containerd's ttrpc socket, where events go.
+pub(crate) fn events_address() -> Option<PathBuf> {
+    std::env::var("TTRPC_ADDRESS")
+        .ok()
+        .map(|address| address.trim_start_matches("unix://").to_owned())
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
 }
 
 /// A signal ends the shim only when that costs no container.

@@ -207,6 +207,21 @@ pub(crate) fn watch_oom(events: OomEvents) -> io::Result<(AsyncFd<OomSource>, In
     Ok((watched, interest))
 }
 
+/// A file in memory without a name; see memfd_create(2).
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn memory_file(name: &CStr) -> io::Result<File> {
+    // SAFETY: `name` is a string that ends with NUL and lives through the call; the result is a
+    // new descriptor or -1.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just made this descriptor, and nobody else knows of it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
 /// Sets the window size of a terminal.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ mod tell;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::Mount;
@@ -37,7 +37,7 @@ use super::{Command, CreateRequest, ProcessView, Remains, Reply, Shim, Status, V
 use crate::fault::{Fault, chain};
 use crate::look::describe;
 use crate::options::Options;
-use crate::publisher::{Event as Published, proto_time};
+use crate::publisher::{Event as Published, SharedJournal, note, proto_time};
 use crate::reaper::{Child, Process};
 use crate::runtime::{Call, Runtime};
 use crate::stdio::logger::LoggerContext;
@@ -165,7 +165,7 @@ pub(super) struct Owner {
     oom_told: u64,
     /// When the kernel was last seen to have killed for want of memory.
     oom_at: Option<Instant>,
-    journal: Option<BundleJournal>,
+    journal: Option<SharedJournal>,
     config: Config,
     holding: bool,
 }

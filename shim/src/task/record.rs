@@ -10,6 +10,8 @@ use holdfast_record::logging::{Places, publish};
 use holdfast_record::{ExecId, ExitStatus, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::publisher::Encoded;
+
 /// The journal in the bundle.
 pub(crate) const JOURNAL_FILE: &str = "holdfast.journal";
 /// Version of [`Entry`].
@@ -28,6 +30,9 @@ pub(crate) enum Entry {
         pid: u32,
         /// The shim's pid.
         shim: u32,
+        /// The shim's start time, so that its pid cannot be taken for another's.
+        #[serde(default)]
+        shim_start: Option<u64>,
         /// When.
         at: Timestamp,
     },
@@ -82,6 +87,18 @@ pub(crate) enum Entry {
     Resumed,
     /// The container is gone.
     Deleted,
+    /// containerd has to be told.
+    EventQueued {
+        /// Its number, unique in the shim.
+        number: u64,
+        /// What is told.
+        event: Encoded,
+    },
+    /// containerd has taken it.
+    EventAcknowledged {
+        /// Its number.
+        number: u64,
+    },
 }
 
 /// A container's journal. A disk that cannot take it is logged and nothing more: the
@@ -126,6 +143,30 @@ impl BundleJournal {
     }
 }
 
+fn acknowledged(entries: &[Entry]) -> BTreeSet<u64> {
+    entries
+        .iter()
+        .filter_map(|entry| match entry {
+            Entry::EventAcknowledged { number } => Some(*number),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The events that containerd has not taken, in their order.
+pub(crate) fn unacknowledged(entries: &[Entry]) -> Vec<Encoded> {
+    let acknowledged = acknowledged(entries);
+    entries
+        .iter()
+        .filter_map(|entry| match entry {
+            Entry::EventQueued { number, event } if !acknowledged.contains(number) => {
+                Some(event.clone())
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 /// All but what is told of exec processes that have ended: probes make thousands a day.
 fn still_of_use(entries: Vec<Entry>) -> Vec<Entry> {
     let ended: BTreeSet<(ExecId, u32)> = entries
@@ -135,9 +176,12 @@ fn still_of_use(entries: Vec<Entry>) -> Vec<Entry> {
             _ => None,
         })
         .collect();
+    let acknowledged = acknowledged(&entries);
     entries
         .into_iter()
         .filter(|entry| match entry {
+            Entry::EventQueued { number, .. } => !acknowledged.contains(number),
+            Entry::EventAcknowledged { .. } => false,
             Entry::ExecStarted { exec, pid, .. } => !ended.contains(&(exec.clone(), *pid)),
             Entry::ExecExited { .. } => false,
             Entry::KillRequested { exec, .. } => exec.is_none(),
@@ -257,6 +301,7 @@ mod tests {
         let created = Entry::Created {
             pid: 1,
             shim: 2,
+            shim_start: None,
             at,
         };
         let running = Entry::ExecStarted {

@@ -200,8 +200,18 @@ fn a_container_lives_and_ends() {
             entries.first(),
             Some(record::Entry::Created { .. })
         ));
+        // Nobody listens, so every event is still to be told, the deletion last.
+        let topics: Vec<_> = record::unacknowledged(&entries)
+            .into_iter()
+            .map(|event| event.topic.into_owned())
+            .collect();
+        let expected = ["create", "start", "exit", "delete"].map(|name| format!("/tasks/{name}"));
+        assert_eq!(topics, expected);
         assert!(
-            matches!(entries.last(), Some(record::Entry::Deleted)),
+            matches!(
+                entries[entries.len() - 2..],
+                [record::Entry::Deleted, record::Entry::EventQueued { .. }]
+            ),
             "{entries:?}"
         );
     });

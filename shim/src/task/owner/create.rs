@@ -39,7 +39,7 @@ impl Owner {
                 self.oom_before = self.oom_kills();
                 self.watch_oom();
                 self.init.identity = ProcessIdentity::read(process.pid()).ok();
-                self.journal = Some(BundleJournal::create(&self.bundle));
+                self.journal = Some(Arc::new(Mutex::new(BundleJournal::create(&self.bundle))));
                 self.settle();
                 if let Some(reply) = self.created.take() {
                     let _ = reply.send(Ok(process.pid()));
@@ -116,7 +116,7 @@ impl Owner {
         if kills > self.oom_told && self.journal.is_some() {
             self.oom_told = kills;
             self.oom_at = Some(Instant::now());
-            self.shim.publisher.publish(Published::Oom(events::TaskOOM {
+            self.publish(&Published::Oom(events::TaskOOM {
                 container_id: self.id.to_string(),
                 ..events::TaskOOM::default()
             }));

@@ -31,10 +31,14 @@ impl Owner {
         self.next_pending();
     }
 
-    pub(super) fn note(&mut self, entry: &Entry) {
-        if let Some(journal) = &mut self.journal {
-            journal.append(entry);
+    pub(super) fn note(&self, entry: &Entry) {
+        if let Some(journal) = &self.journal {
+            note(journal, entry);
         }
+    }
+
+    pub(super) fn publish(&self, event: &Published) {
+        self.shim.publisher.publish(event, self.journal.as_ref());
     }
 
     pub(super) fn note_told(&mut self, told: &Told<P>) {
@@ -43,6 +47,9 @@ impl Owner {
             Told::Created(process) => Entry::Created {
                 pid: process.pid(),
                 shim: std::process::id(),
+                shim_start: ProcessIdentity::read(std::process::id())
+                    .ok()
+                    .map(|identity| identity.start_time),
                 at,
             },
             Told::Started(_) => Entry::Started { at },
@@ -131,7 +138,7 @@ impl Owner {
                 ..events::TaskDelete::default()
             }),
         };
-        self.shim.publisher.publish(event);
+        self.publish(&event);
     }
 
     pub(super) fn record(&self, record: Record) {
