@@ -11,12 +11,14 @@ use holdfast_plan::TargetKind;
 use linux_raw_sys::general as k;
 
 use crate::fault::Fault;
-use crate::sys::{self, Call, EEXIST, ENOENT, Errno};
+use crate::sys::{self, Call, EEXIST, ELOOP, ENAMETOOLONG, ENOENT, Errno};
 
 const PATH_MAX: usize = 4096;
 /// More descriptors than this are not kept open: a plan with a thousand mounts must work
 /// under a soft limit of 1024 files.
 const KEEP_OPEN_BELOW: i32 = 128;
+/// As many links as the kernel follows in one path.
+const MAX_LINKS: u32 = 40;
 
 /// A path in a buffer of our own, to cut prefixes off.
 pub(crate) struct PathBuffer {
@@ -36,11 +38,15 @@ impl PathBuffer {
             let room = path.bytes.get_mut(path.len..end);
             // One byte stays for the NUL.
             room.filter(|_| end < PATH_MAX)
-                .ok_or(Errno(36))?
+                .ok_or(Errno(ENAMETOOLONG))?
                 .copy_from_slice(part);
             path.len = end;
         }
         Ok(path)
+    }
+
+    fn part(&self, range: core::ops::RangeTo<usize>) -> &[u8] {
+        self.bytes.get(range).unwrap_or_default()
     }
 
     pub(crate) fn as_cstr(&self) -> &CStr {
@@ -88,18 +94,41 @@ impl Root {
             Err(Errno(ENOENT)) => {}
             Err(errno) => return Err(Fault::on(b"openat2", path.to_bytes(), errno)),
         }
-        match kind {
-            TargetKind::Directory => return self.mkdirs(path, 0o755),
-            TargetKind::File => {
-                let (parent, name) = self.parent(path)?;
-                match sys::mknodat(parent, name, k::S_IFREG | 0o644, 0) {
-                    Ok(()) | Err(Errno(EEXIST)) => {}
-                    Err(errno) => return Err(Fault::on(b"mknodat", path.to_bytes(), errno)),
-                }
-            }
+        let made = match kind {
+            TargetKind::Directory => self.mkdirs(path, 0o755)?,
+            TargetKind::File => self.make_file(path)?,
+        };
+        if !nofollow {
+            return Ok(made);
         }
+        // A symlink that appeared in between was followed above, but is not what is mounted on.
+        release(made);
         self.open(path, flags, nofollow)
             .map_err(|errno| Fault::on(b"openat2", path.to_bytes(), errno))
+    }
+
+    /// Makes an empty file where the path leads, and opens it: through symlinks whose own
+    /// target is missing, too.
+    fn make_file(self, path: &CStr) -> Result<i32, Fault> {
+        let fault = |call: &'static [u8]| move |errno| Fault::on(call, path.to_bytes(), errno);
+        let mut at = PathBuffer::of(&[path.to_bytes()]).map_err(fault(b"path"))?;
+        for _ in 0..=MAX_LINKS {
+            let (dir, name) = self.parent(at.as_cstr())?;
+            match sys::mknodat(dir, name, k::S_IFREG | 0o644, 0) {
+                Ok(()) | Err(Errno(EEXIST)) => {}
+                Err(errno) => return Err(fault(b"mknodat")(errno)),
+            }
+            match self.open(at.as_cstr(), 0, false) {
+                Ok(fd) => return Ok(fd),
+                // Something is there, and leads to nothing.
+                Err(Errno(ENOENT)) => {}
+                Err(errno) => return Err(fault(b"openat2")(errno)),
+            }
+            let head = at.len - name.to_bytes().len();
+            let next = beyond(dir, name, at.part(..head), &[]).map_err(fault(b"readlinkat"))?;
+            at = next;
+        }
+        Err(fault(b"openat2")(Errno(ELOOP)))
     }
 
     /// The directory that holds the last component, made when missing, and that component.
@@ -126,9 +155,23 @@ impl Root {
         Ok((fd, name))
     }
 
-    /// `mkdir -p`: finds the longest prefix that exists and goes down from there.
+    /// `mkdir -p`: finds the longest prefix that exists and goes down from there. A symlink
+    /// whose target is missing is followed inside the root, and the target made.
     pub(crate) fn mkdirs(self, path: &CStr, mode: u32) -> Result<i32, Fault> {
+        let fault = |call: &'static [u8]| move |errno| Fault::on(call, path.to_bytes(), errno);
+        let mut at = PathBuffer::of(&[path.to_bytes()]).map_err(fault(b"path"))?;
+        for _ in 0..=MAX_LINKS {
+            match self.descend(at.as_cstr(), mode)? {
+                Descent::There(dir) => return Ok(dir),
+                Descent::Link(beyond) => at = beyond,
+            }
+        }
+        Err(fault(b"mkdirat")(Errno(ELOOP)))
+    }
+
+    fn descend(self, path: &CStr, mode: u32) -> Result<Descent, Fault> {
         let whole = path.to_bytes();
+        let fault = |call: &'static [u8]| move |errno| Fault::on(call, whole, errno);
         let mut end = whole.len();
         let mut dir = loop {
             end = whole
@@ -139,30 +182,73 @@ impl Root {
             if head.iter().all(|b| *b == b'/') {
                 break self.dir;
             }
-            let prefix =
-                PathBuffer::of(&[head]).map_err(|errno| Fault::on(b"path", whole, errno))?;
+            let prefix = PathBuffer::of(&[head]).map_err(fault(b"path"))?;
             match self.open(prefix.as_cstr(), k::O_DIRECTORY, false) {
                 Ok(fd) => break fd,
                 Err(Errno(ENOENT)) => {}
                 Err(errno) => return Err(Fault::on(b"openat2", head, errno)),
             }
         };
-        let rest = whole.get(end..).unwrap_or_default();
-        for name in rest.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
-            let name = PathBuffer::of(&[name]).map_err(|errno| Fault::on(b"path", whole, errno))?;
-            match sys::mkdirat(dir, name.as_cstr(), mode) {
-                Ok(()) | Err(Errno(EEXIST)) => {}
-                Err(errno) => return Err(Fault::on(b"mkdirat", whole, errno)),
-            }
-            let resolve = k::RESOLVE_BENEATH | k::RESOLVE_NO_SYMLINKS;
-            let next = sys::openat2(dir, name.as_cstr(), k::O_PATH | k::O_DIRECTORY, resolve)
-                .map_err(|errno| Fault::on(b"openat2", whole, errno))?;
+        while let Some(part) = whole.get(end..).filter(|part| !part.is_empty()) {
+            let len = part.iter().position(|b| *b == b'/').unwrap_or(part.len());
+            let start = end;
+            end += len.max(1);
+            let name = match part.get(..len) {
+                None | Some(b"" | b".") => continue,
+                Some(name) => name,
+            };
+            let name = PathBuffer::of(&[name]).map_err(fault(b"path"))?;
+            let next = if name.as_cstr() == c".." {
+                // What is above is known to the kernel only; the prefix exists by now.
+                let prefix = PathBuffer::of(&[whole.get(..end).unwrap_or_default()])
+                    .map_err(fault(b"path"))?;
+                self.open(prefix.as_cstr(), k::O_DIRECTORY, false)
+            } else {
+                match sys::mkdirat(dir, name.as_cstr(), mode) {
+                    Ok(()) | Err(Errno(EEXIST)) => {}
+                    Err(errno) => return Err(fault(b"mkdirat")(errno)),
+                }
+                let resolve = k::RESOLVE_BENEATH | k::RESOLVE_NO_SYMLINKS;
+                sys::openat2(dir, name.as_cstr(), k::O_PATH | k::O_DIRECTORY, resolve)
+            };
+            let next = match next {
+                Ok(next) => next,
+                Err(Errno(ELOOP)) => {
+                    let (head, rest) = (whole.get(..start), whole.get(end..));
+                    let rest = rest.unwrap_or_default();
+                    return beyond(dir, name.as_cstr(), head.unwrap_or_default(), rest)
+                        .map(Descent::Link)
+                        .map_err(fault(b"readlinkat"));
+                }
+                Err(errno) => return Err(fault(b"openat2")(errno)),
+            };
             if dir != self.dir {
                 release(dir);
             }
             dir = next;
         }
-        Ok(dir)
+        Ok(Descent::There(dir))
+    }
+}
+
+/// How far [`Root::descend`] came.
+enum Descent {
+    /// The directory is there.
+    There(i32),
+    /// A symlink was in the way; this path leads past it.
+    Link(PathBuffer),
+}
+
+/// The path that a symlink `name` in `dir` stands for: `head` is the path of `dir`, `rest`
+/// what follows the link.
+fn beyond(dir: i32, name: &CStr, head: &[u8], rest: &[u8]) -> Call<PathBuffer> {
+    let mut buffer = [0; PATH_MAX];
+    let len = sys::readlinkat(dir, name, &mut buffer)?;
+    let content = buffer.get(..len).unwrap_or_default();
+    if content.first() == Some(&b'/') {
+        PathBuffer::of(&[content, rest])
+    } else {
+        PathBuffer::of(&[head, b"/", content, rest])
     }
 }
 

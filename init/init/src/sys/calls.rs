@@ -22,6 +22,8 @@ mod errnos {
     pub(crate) const ENOTDIR: i32 = errno::ENOTDIR as i32;
     pub(crate) const EACCES: i32 = errno::EACCES as i32;
     pub(crate) const EPERM: i32 = errno::EPERM as i32;
+    pub(crate) const ELOOP: i32 = errno::ELOOP as i32;
+    pub(crate) const ENAMETOOLONG: i32 = errno::ENAMETOOLONG as i32;
     pub(crate) const EROFS: i32 = errno::EROFS as i32;
 }
 pub(crate) use errnos::*;
@@ -209,6 +211,22 @@ pub(crate) fn symlinkat(content: &CStr, dir: i32, name: &CStr) -> Call<()> {
         [text(content), reg(dir), text(name), 0, 0, 0],
     )
     .map(drop)
+}
+
+/// Length of the link's content; the bytes are in `buffer`.
+pub(crate) fn readlinkat(dir: i32, name: &CStr, buffer: &mut [u8]) -> Call<usize> {
+    call(
+        k::__NR_readlinkat,
+        [
+            reg(dir),
+            text(name),
+            buffer.as_mut_ptr() as usize,
+            buffer.len(),
+            0,
+            0,
+        ],
+    )
+    .map(|len| len.min(buffer.len()))
 }
 
 pub(crate) fn unlinkat(dir: i32, name: &CStr) -> Call<()> {
