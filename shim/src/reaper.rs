@@ -23,6 +23,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use holdfast_record::Timestamp;
 use tokio::sync::oneshot;
@@ -56,6 +57,23 @@ impl Process {
             Some(pidfd) => sys::pidfd_send_signal(pidfd.as_fd(), signal),
             None => Err(io::Error::from_raw_os_error(libc::ESRCH)),
         }
+    }
+
+    /// Whether it ends within `limit`; true at once when it has.
+    pub(crate) async fn ends_within(&self, limit: Duration) -> bool {
+        let Some(pidfd) = &self.pidfd else {
+            return true;
+        };
+        // A pidfd gets readable when the process has ended, and stays so; pidfd_open(2).
+        let Ok(watched) = pidfd
+            .try_clone()
+            .and_then(|pidfd| sys::watch(pidfd, tokio::io::Interest::READABLE))
+        else {
+            return false;
+        };
+        tokio::time::timeout(limit, watched.readable())
+            .await
+            .is_ok()
     }
 }
 

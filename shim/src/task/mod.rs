@@ -28,7 +28,7 @@
 //! | Resume | cannot resume task in created state | cannot resume a running process | resumes | … stopped container | … deleted process |
 //! | Update | applies | applies | applies | cannot update a stopped container | … deleted process |
 //! | Exec | known | known | cannot exec in a paused state | … stopped state | … deleted state |
-//! | Kill | signal | signal | signal (SIGKILL thaws) | `NOT_FOUND` process already finished | `NOT_FOUND` cannot kill a deleted process |
+//! | Kill | signal | signal | signal (SIGKILL thaws; what cannot die is named, `FAILED_PRECONDITION`) | `NOT_FOUND` process already finished | `NOT_FOUND` cannot kill a deleted process |
 //! | Delete | kills, then deletes | cannot delete a running process | … paused process | deletes | `NOT_FOUND` cannot delete a deleted process |
 //!
 //! Order of every change: journal, view, event queue, reply.
@@ -39,6 +39,7 @@ pub(crate) mod reason;
 pub(crate) mod record;
 pub(crate) mod remove;
 pub(crate) mod state;
+mod stuck;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;

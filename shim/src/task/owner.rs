@@ -33,7 +33,9 @@ use super::launch::{self, Launcher};
 use super::reason::{self, Asked, Known};
 use super::record::{BundleJournal, Entry};
 use super::state::{Container, Ended, Exec, Init, Told};
-use super::{Command, CreateRequest, ProcessView, Remains, Reply, Shim, Status, View, remove};
+use super::{
+    Command, CreateRequest, ProcessView, Remains, Reply, Shim, Status, View, remove, stuck,
+};
 use crate::fault::{Fault, chain};
 use crate::look::describe;
 use crate::options::Options;
@@ -61,7 +63,7 @@ const KILL_ALL_LIMIT: Duration = Duration::from_secs(5);
 /// An end this long after an OOM kill is not its consequence: the kill took another process.
 const OOM_WINDOW: Duration = Duration::from_secs(2);
 /// How long a created process that was killed may take to end.
-const END_LIMIT: Duration = Duration::from_secs(30);
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 type P = Arc<Process>;
 

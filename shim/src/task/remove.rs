@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_cgroups::Cgroup;
+
+use super::stuck;
 use crate::fault::{Fault, chain};
 use crate::reaper::Reaper;
 use crate::rootfs;
@@ -26,15 +29,19 @@ pub(super) async fn container(
     runtime: Runtime,
     io: Arc<ProcessIo>,
     rootfs: Option<PathBuf>,
+    cgroup: Option<Arc<Cgroup>>,
 ) -> Result<Vec<String>, Fault> {
     if !io.drain(DRAIN_LIMIT).await {
         log::warn!("delete: output was still held open {DRAIN_LIMIT:?} after the end; closed it");
     }
     let call = Call::new("delete", DELETE_LIMIT).arg("--force");
-    runtime
-        .run(&reaper, call)
-        .await
-        .map_err(|error| error.fault("failed to delete the container in the runtime"))?;
+    if let Err(error) = runtime.run(&reaper, call).await {
+        // What the runtime waited for in vain is named here, with all that is known of it.
+        let fault = error.fault("failed to delete the container in the runtime");
+        return Err(stuck::refusal(&fault.text, None, cgroup)
+            .await
+            .unwrap_or(fault));
+    }
     let Some(target) = rootfs else {
         return Ok(Vec::new());
     };

@@ -187,22 +187,39 @@ impl Owner {
         }
         match (all && exec.is_none(), self.cgroup.clone()) {
             (true, Some(cgroup)) => {
-                tokio::task::spawn_blocking(move || {
-                    let result = cgroup.signal_all(signal, Instant::now() + KILL_ALL_LIMIT);
-                    let result = match result {
+                let (all, target) = (Arc::clone(&cgroup), Arc::clone(&process));
+                let work = tokio::task::spawn_blocking(move || {
+                    match all.signal_all(signal, Instant::now() + KILL_ALL_LIMIT) {
                         Err(error) if error.is_gone() => {
-                            process.signal(signal).map_err(|error| kill_fault(&error))
+                            target.signal(signal).map_err(|error| kill_fault(&error))
                         }
                         other => {
                             other.map_err(|error| Fault::chain("unknown error after kill", &error))
                         }
-                    };
+                    }
+                });
+                tokio::spawn(async move {
+                    let mut result = work
+                        .await
+                        .unwrap_or_else(|panic| Err(Fault::unknown(panic.to_string())));
+                    if signal == libc::SIGKILL && result.is_ok() {
+                        result = stuck::after_kill(&process, Some(cgroup)).await;
+                    }
                     let _ = reply.send(result);
                 });
             }
-            (_, _) => {
-                let _ = reply.send(process.signal(signal).map_err(|error| kill_fault(&error)));
-            }
+            (_, cgroup) => match process.signal(signal) {
+                Ok(()) if signal == libc::SIGKILL => {
+                    // The others of the cgroup are waited for by an init, not by an exec.
+                    let cgroup = cgroup.filter(|_| exec.is_none());
+                    tokio::spawn(async move {
+                        let _ = reply.send(stuck::after_kill(&process, cgroup).await);
+                    });
+                }
+                sent => {
+                    let _ = reply.send(sent.map_err(|error| kill_fault(&error)));
+                }
+            },
         }
     }
 
@@ -370,7 +387,36 @@ impl Owner {
                 self.defer_delete(reply);
             }
             Init::Ending(..) => self.defer_delete(reply),
-            _ => self.delete_now(reply),
+            // A client that has killed it takes it for dead: say why it is not.
+            Init::Running(process)
+            | Init::Pausing(process)
+            | Init::Paused(process)
+            | Init::Resuming(process)
+                if self
+                    .init
+                    .asked
+                    .iter()
+                    .any(|asked| asked.signal == Signal::KILL) =>
+            {
+                let (pid, cgroup) = (process.pid(), self.cgroup.clone());
+                let refusal = self
+                    .model
+                    .begin_delete()
+                    .map_or_else(Fault::from, |_| Fault::unknown("delete"));
+                tokio::spawn(async move {
+                    let stuck = stuck::refusal(&refusal.text, Some(pid), cgroup).await;
+                    let _ = reply.send(Err(stuck.unwrap_or(refusal)));
+                });
+            }
+            Init::Creating(_)
+            | Init::Starting(..)
+            | Init::Running(_)
+            | Init::Pausing(_)
+            | Init::Paused(_)
+            | Init::Resuming(_)
+            | Init::Stopped(..)
+            | Init::Deleting(..)
+            | Init::Deleted => self.delete_now(reply),
         }
     }
 
@@ -400,6 +446,7 @@ impl Owner {
             self.runtime.clone(),
             Arc::clone(&self.init.io),
             (!self.mounts.is_empty()).then(|| self.bundle.join("rootfs")),
+            self.cgroup.clone(),
         );
         self.later(async move { Event::DeleteDone(work.await) });
     }

@@ -280,7 +280,8 @@ impl Owner {
         };
         let id = self.id.clone();
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = cgroup.signal_all(libc::SIGKILL, Instant::now() + KILL_ALL_LIMIT)
+            let killed = cgroup.signal_all(libc::SIGKILL, Instant::now() + KILL_ALL_LIMIT);
+            if let Err(error) = killed.and_then(|()| cgroup.thaw_all())
                 && !error.is_gone()
             {
                 log::warn!("{id}: kill the rest of the container: {}", chain(&error));
