@@ -158,7 +158,7 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     identity::limits(&mut draft, process)?;
     // A user namespace made by an unprivileged user may have setgroups denied; with root's
     // mapping it is allowed.
-    identity::become_process(&mut draft, process, inputs.filter, true, true)?;
+    identity::become_process(&mut draft, process, inputs.filter, true, true, any_user)?;
     wait(&mut draft, Point::Ready, true);
     let (start, result) = inputs.gate;
     let (start, result) = (draft.keep(start)?, draft.keep(result)?);
@@ -334,6 +334,7 @@ pub(super) fn console(
 }
 
 fn finish_root(draft: &mut Draft, bundle: &Bundle, propagation: u64, no_pivot: bool) -> Result<()> {
+    mounts::readonly_dev(draft, bundle)?;
     mounts::covers(draft, bundle)?;
     // Make the working directory now: a read-only root could not take it later.
     let process = bundle.process()?;

@@ -112,6 +112,11 @@ fn one(
         return bind(draft, bundle, idmaps, mount, &options, &target);
     }
     idmap::refuse(&options, mount)?;
+    let options = if target.as_bytes() == DEV {
+        writable(options)
+    } else {
+        options
+    };
     if typ == "cgroup" || typ == "cgroup2" {
         return cgroup_mounts::push(draft, cgroups, &options, &target);
     }
@@ -123,6 +128,46 @@ fn one(
     }
     let source = mount.source().as_deref().unwrap_or_else(|| Path::new(typ));
     file_system(draft, typ, source, &options, &target)
+}
+
+/// Where devices are made after the mounts, so that it becomes read-only last.
+const DEV: &[u8] = b"/dev";
+
+fn writable(options: Options) -> Options {
+    Options {
+        flags: options.flags & !libc::MS_RDONLY,
+        rec_attr_set: options.rec_attr_set & !options::attr::RDONLY,
+        ..options
+    }
+}
+
+/// Makes a file system on `/dev` read-only, when that was asked for: after the devices, the
+/// terminal and the hooks.
+pub(super) fn readonly_dev(draft: &mut Draft, bundle: &Bundle) -> Result<()> {
+    let mut readonly = false;
+    for mount in bundle.spec.mounts().iter().flatten() {
+        if target(mount)?.as_bytes() != DEV {
+            continue;
+        }
+        let options = options::parse(mount.options().as_deref().unwrap_or_default())?;
+        // The last one covers those before it. A bind mount is read-only from the start.
+        readonly = options.bind.is_none()
+            && mount.typ().as_deref() != Some("bind")
+            && (options.flags & libc::MS_RDONLY != 0
+                || options.rec_attr_set & options::attr::RDONLY != 0);
+    }
+    if readonly {
+        draft.push(
+            Step::MountAttributes {
+                target: c"/dev",
+                attr_set: options::attr::RDONLY,
+                attr_clr: 0,
+                recursive: false,
+            },
+            "make /dev read-only",
+        );
+    }
+    Ok(())
 }
 
 /// The target as the steps take it: absolute, lexically clean.
