@@ -63,7 +63,14 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
         console(&mut draft, process, socket, false)?;
     }
     identity::limits(&mut draft, process)?;
-    identity::become_process(&mut draft, process, inputs.filter, true, false)?;
+    identity::become_process(
+        &mut draft,
+        process,
+        inputs.filter,
+        true,
+        false,
+        inputs.user_namespace,
+    )?;
     wait(&mut draft, Point::Ready, false);
     identity::execute(&mut draft, process, inputs.env)?;
     let floor = draft.floor();

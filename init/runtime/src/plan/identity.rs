@@ -1,5 +1,6 @@
 //! Who the process is, what it may do and what it runs: the end of every plan.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 
 use holdfast_plan::{List, Step, Words};
@@ -12,8 +13,9 @@ use oci_spec::runtime::{
 use super::Draft;
 use super::filter::Filter;
 use crate::bundle::cstring;
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::link::{EXECUTE, FIND_PROGRAM};
+use crate::sys::probe;
 
 /// `CAP_SYS_ADMIN`: what `seccomp(2)` wants from a process without no_new_privs.
 const SYS_ADMIN: u64 = 1 << 21;
@@ -79,6 +81,41 @@ impl Sets {
             inheritable,
             ambient,
         }
+    }
+}
+
+impl Sets {
+    /// Leaves out what this process itself has not: it cannot be granted. The runtime-spec
+    /// (`config.md`, capabilities) wants a warning then and no failure: `docker run --privileged`
+    /// asks for all there are, also on a node that is a container with fewer itself.
+    fn limited_to(self, own: u64) -> Self {
+        Self {
+            bounding: self.bounding & own,
+            effective: self.effective & own,
+            permitted: self.permitted & own,
+            inheritable: self.inheritable & own,
+            ambient: self.ambient & own,
+        }
+    }
+}
+
+fn warn_of_missing(capabilities: Option<&LinuxCapabilities>, own: u64) {
+    let Some(sets) = capabilities else { return };
+    let asked = [sets.bounding(), sets.effective(), sets.permitted()];
+    let missing: BTreeSet<String> = asked
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(CapabilityExt::to_cap)
+        .filter(|capability| own & 1 << capability.index() == 0)
+        .map(|capability| capability.to_string())
+        .collect();
+    if !missing.is_empty() {
+        let missing: Vec<String> = missing.into_iter().collect();
+        log::warn!(
+            "process.capabilities: {} cannot be granted, holdfast does not have it itself",
+            missing.join(", ")
+        );
     }
 }
 
@@ -185,9 +222,16 @@ pub(super) fn become_process(
     filter: Option<&Filter>,
     set_groups: bool,
     make_cwd: bool,
+    own_user_namespace: bool,
 ) -> Result<()> {
     let user = process.user();
-    let sets = Sets::of(process.capabilities().as_ref());
+    let mut sets = Sets::of(process.capabilities().as_ref());
+    // In a user namespace of its own the process has them all.
+    if !own_user_namespace {
+        let own = probe::permitted_capabilities().doing(|| "read our own capabilities".into())?;
+        warn_of_missing(process.capabilities().as_ref(), own);
+        sets = sets.limited_to(own);
+    }
     draft.push(
         Step::Cwd {
             path: &cstring("process.cwd", process.cwd())?,
