@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use holdfast_integration::bundle::Bundle;
-use holdfast_integration::on_runtimes;
 use holdfast_integration::scratch::{Scratch, text};
+use holdfast_integration::{leaks, on_runtimes};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 
@@ -19,6 +19,7 @@ on_runtimes! {
     a_private_mount_receives_nothing: holdfast runc crun;
     // runc 1.1.5 leaves it private whatever is asked for.
     propagation_of_the_root_is_what_was_asked: holdfast crun;
+    a_shared_root_on_a_shared_mount: holdfast crun;
     an_unbindable_root_and_all_below_it: holdfast;
     nothing_of_the_host_s_root_is_seen: holdfast runc crun;
     a_read_only_root_is_read_only: holdfast runc crun;
@@ -221,6 +222,27 @@ fn check_root(scratch: &Scratch, value: &str, expected: &str) {
         seen.split(' ').any(|kind| kind == expected),
         "{value}: {seen:?}"
     );
+}
+
+/// As every root is on a host whose / is shared, where docker asks for a shared root as soon as
+/// one volume is: it starts, and none of the container's mounts comes to the host.
+fn a_shared_root_on_a_shared_mount(scratch: &Scratch) {
+    for value in ["shared", "rshared"] {
+        let bundle = sleeping(scratch, value);
+        let bundle = bundle.with(|spec| spec["linux"]["rootfsPropagation"] = value.into());
+        let root = bundle.in_rootfs("");
+        let change = |source: Option<&Path>, flags| {
+            mount(source, &root, None::<&str>, flags, None::<&str>).unwrap();
+        };
+        change(Some(&root), MsFlags::MS_BIND);
+        let _guard = HostMount(root.clone());
+        change(None, MsFlags::MS_SHARED);
+        scratch.start(&bundle);
+        assert_eq!(leaks::mounts_under(&root).len(), 1, "{value}");
+        assert_eq!(propagation(scratch, &bundle, "/"), "shared");
+        scratch.end(&bundle);
+        assert_eq!(leaks::mounts_under(&root).len(), 1, "{value}");
+    }
 }
 
 fn an_unbindable_root_and_all_below_it(scratch: &Scratch) {

@@ -29,6 +29,8 @@ impl State {
     pub(crate) fn attach_root(&mut self, tree: i32, path: &CStr, propagation: u64) -> Done {
         if propagation & MS_SHARED != 0 {
             private_parent(path)?;
+            // The clone of a shared mount is its peer, and no peer can become the root.
+            set_propagation(tree, MS_PRIVATE)?;
         } else {
             set_propagation(tree, propagation)?;
         }
