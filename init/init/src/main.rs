@@ -14,6 +14,7 @@
 #![no_main]
 
 mod console;
+mod copy;
 mod fault;
 mod identity;
 mod mounts;

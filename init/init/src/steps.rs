@@ -25,6 +25,8 @@ pub(crate) struct State {
     pub(crate) dev: Option<i32>,
     pub(crate) null: Option<i32>,
     pub(crate) empty: Option<i32>,
+    /// The directory that the next mount covers, when its content is to be copied.
+    pub(crate) below: Option<i32>,
     proc: Option<i32>,
     pub(crate) program: Option<PathBuffer>,
 }
@@ -39,6 +41,7 @@ impl State {
             dev: None,
             null: None,
             empty: None,
+            below: None,
             proc: None,
             program: None,
         }
@@ -114,6 +117,8 @@ impl State {
             }
             Step::MountFs { .. } => self.mount_fs(step),
             Step::MountTree { .. } => self.mount_tree(step),
+            Step::KeepBelow { path } => self.keep_below(path),
+            Step::CopyUp { target, attributes } => self.copy_up(target, attributes),
             Step::Mkdir { path, mode } => self.mkdir(path, mode),
             Step::Symlink {
                 content,

@@ -218,4 +218,9 @@ steps! {
     /// `unshare(CLONE_NEWTIME)`, `offsets` to `/proc/self/timens_offsets`, and enter it: a clone
     /// with the flag would be inside at once, where offsets can no longer be set.
     43 TimeNamespace { offsets: &'a [u8] }
+    /// Hold the directory at `path`, over which the next step mounts; a missing one is fine.
+    44 KeepBelow { path: &'a CStr }
+    /// Copy what was held to `target`; with `attributes`, also the directory's own owner, mode
+    /// and times.
+    45 CopyUp { target: &'a CStr, attributes: bool }
 }

@@ -201,8 +201,8 @@ mod tests {
         ] {
             assert_eq!(missing(path), [""; 0], "{path}");
         }
-        // acl and noacl are left to the file system here, the others are refused by the plan.
-        let allowed = ["acl", "noacl", "tmpcopyup"];
+        // acl and noacl are left to the file system here.
+        let allowed = ["acl", "noacl"];
         let unexpected: Vec<String> = missing("/mountOptions")
             .into_iter()
             .filter(|word| !allowed.contains(&word.as_str()))

@@ -24,6 +24,7 @@ mod errnos {
     pub(crate) const EPERM: i32 = errno::EPERM as i32;
     pub(crate) const ELOOP: i32 = errno::ELOOP as i32;
     pub(crate) const ENAMETOOLONG: i32 = errno::ENAMETOOLONG as i32;
+    pub(crate) const EOPNOTSUPP: i32 = errno::EOPNOTSUPP as i32;
     pub(crate) const EROFS: i32 = errno::EROFS as i32;
 }
 pub(crate) use errnos::*;
@@ -284,6 +285,118 @@ fn statx(dir: usize, path: &CStr, flags: u32) -> Call<Stat> {
 
 pub(crate) fn fstat(file: i32) -> Call<Stat> {
     statx(reg(file), c"", k::AT_EMPTY_PATH)
+}
+
+/// What a copy of a directory entry needs to know.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry {
+    /// Type and permissions.
+    pub(crate) mode: u32,
+    /// Owner.
+    pub(crate) uid: u32,
+    /// Group.
+    pub(crate) gid: u32,
+    /// Device of a node, as mknod(2) takes it.
+    pub(crate) device: u64,
+    /// Access and modification.
+    times: [k::__kernel_timespec; 2],
+}
+
+/// The entry itself, no symlink followed; with an empty name, the directory.
+pub(crate) fn entry(dir: i32, name: &CStr) -> Call<Entry> {
+    // SAFETY: all-zero bytes are a valid `struct statx`, which has integer fields only.
+    let mut out: k::statx = unsafe { core::mem::zeroed() };
+    let flags = k::AT_SYMLINK_NOFOLLOW | k::AT_EMPTY_PATH;
+    let mask = k::STATX_BASIC_STATS as usize;
+    let to = core::ptr::from_mut(&mut out) as usize;
+    call(
+        k::__NR_statx,
+        [reg(dir), text(name), flags as usize, mask, to, 0],
+    )?;
+    let (major, minor) = (u64::from(out.stx_rdev_major), u64::from(out.stx_rdev_minor));
+    let time = |from: k::statx_timestamp| k::__kernel_timespec {
+        tv_sec: from.tv_sec,
+        tv_nsec: from.tv_nsec.into(),
+    };
+    Ok(Entry {
+        mode: u32::from(out.stx_mode),
+        uid: out.stx_uid,
+        gid: out.stx_gid,
+        device: (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12),
+        times: [time(out.stx_atime), time(out.stx_mtime)],
+    })
+}
+
+/// `utimensat`, no symlink followed; without a name, of the open file.
+pub(crate) fn set_times(dir: i32, name: Option<&CStr>, entry: &Entry) -> Call<()> {
+    let flags = name.map_or(0, |_| k::AT_SYMLINK_NOFOLLOW as usize);
+    call(
+        k::__NR_utimensat,
+        [
+            reg(dir),
+            name.map_or(0, text),
+            at(&entry.times),
+            flags,
+            0,
+            0,
+        ],
+    )
+    .map(drop)
+}
+
+/// Length of the records of a directory that fit; 0 at the end.
+pub(crate) fn getdents(dir: i32, buffer: &mut [u8]) -> Call<usize> {
+    let to = buffer.as_mut_ptr() as usize;
+    call(k::__NR_getdents64, [reg(dir), to, buffer.len(), 0, 0, 0])
+}
+
+/// A new file to write to; nobody else can open it yet.
+pub(crate) fn create(dir: i32, name: &CStr) -> Call<i32> {
+    let flags = k::O_WRONLY | k::O_CREAT | k::O_EXCL | k::O_CLOEXEC;
+    call(
+        k::__NR_openat,
+        [reg(dir), text(name), flags as usize, 0o600, 0, 0],
+    )
+    .map(fd)
+}
+
+/// Copies from the offset of `from`; 0 at its end.
+pub(crate) fn sendfile(to: i32, from: i32) -> Call<usize> {
+    // As much as the kernel takes at once.
+    const MOST: usize = 0x7fff_f000;
+    call(k::__NR_sendfile, [reg(to), reg(from), 0, MOST, 0, 0])
+}
+
+pub(crate) fn fchmod(file: i32, mode: u32) -> Call<()> {
+    call(k::__NR_fchmod, [reg(file), mode as usize, 0, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn fchown_both(file: i32, uid: u32, gid: u32) -> Call<()> {
+    let (uid, gid) = (uid as usize, gid as usize);
+    call(k::__NR_fchown, [reg(file), uid, gid, 0, 0, 0]).map(drop)
+}
+
+/// Length of the list of names, each with its NUL.
+pub(crate) fn flistxattr(file: i32, buffer: &mut [u8]) -> Call<usize> {
+    let to = buffer.as_mut_ptr() as usize;
+    call(k::__NR_flistxattr, [reg(file), to, buffer.len(), 0, 0, 0])
+}
+
+pub(crate) fn fgetxattr(file: i32, name: &CStr, buffer: &mut [u8]) -> Call<usize> {
+    let to = buffer.as_mut_ptr() as usize;
+    call(
+        k::__NR_fgetxattr,
+        [reg(file), text(name), to, buffer.len(), 0, 0],
+    )
+}
+
+pub(crate) fn fsetxattr(file: i32, name: &CStr, value: &[u8]) -> Call<()> {
+    let from = value.as_ptr() as usize;
+    call(
+        k::__NR_fsetxattr,
+        [reg(file), text(name), from, value.len(), 0, 0],
+    )
+    .map(drop)
 }
 
 /// Follows symlinks; relative to the working directory.

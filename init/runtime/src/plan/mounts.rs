@@ -1,6 +1,6 @@
 //! `mounts`, the root file system and what is masked.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -127,7 +127,55 @@ fn one(
         ));
     }
     let source = mount.source().as_deref().unwrap_or_else(|| Path::new(typ));
+    if options.copy_up {
+        if typ != "tmpfs" {
+            return Err(Error::spec(
+                "options: tmpcopyup",
+                format!("is for tmpfs, not for {typ}"),
+            ));
+        }
+        return copy_up(draft, source, options, &target);
+    }
     file_system(draft, typ, source, &options, &target)
+}
+
+/// A tmpfs that starts with the content of what it covers; read-only, if so, when it is copied.
+fn copy_up(draft: &mut Draft, source: &Path, options: Options, target: &CString) -> Result<()> {
+    let readonly = is_readonly(&options);
+    let own_mode = options.data.iter().any(|word| word.starts_with("mode="));
+    let shown = target.to_string_lossy();
+    draft.push(
+        Step::KeepBelow { path: target },
+        format!("read {shown}, to be copied into a tmpfs"),
+    );
+    file_system(draft, "tmpfs", source, &writable(options), target)?;
+    draft.push(
+        Step::CopyUp {
+            target,
+            attributes: !own_mode,
+        },
+        format!("copy the content of {shown} into the tmpfs over it"),
+    );
+    if readonly {
+        make_readonly(draft, target);
+    }
+    Ok(())
+}
+
+fn is_readonly(options: &Options) -> bool {
+    options.flags & libc::MS_RDONLY != 0 || options.rec_attr_set & options::attr::RDONLY != 0
+}
+
+fn make_readonly(draft: &mut Draft, target: &CStr) {
+    draft.push(
+        Step::MountAttributes {
+            target,
+            attr_set: options::attr::RDONLY,
+            attr_clr: 0,
+            recursive: false,
+        },
+        format!("make {} read-only", target.to_string_lossy()),
+    );
 }
 
 /// Where devices are made after the mounts, so that it becomes read-only last.
@@ -153,19 +201,10 @@ pub(super) fn readonly_dev(draft: &mut Draft, bundle: &Bundle) -> Result<()> {
         // The last one covers those before it. A bind mount is read-only from the start.
         readonly = options.bind.is_none()
             && mount.typ().as_deref() != Some("bind")
-            && (options.flags & libc::MS_RDONLY != 0
-                || options.rec_attr_set & options::attr::RDONLY != 0);
+            && is_readonly(&options);
     }
     if readonly {
-        draft.push(
-            Step::MountAttributes {
-                target: c"/dev",
-                attr_set: options::attr::RDONLY,
-                attr_clr: 0,
-                recursive: false,
-            },
-            "make /dev read-only",
-        );
+        make_readonly(draft, c"/dev");
     }
     Ok(())
 }

@@ -47,6 +47,8 @@ pub struct Options {
     pub rec_attr_clr: u64,
     /// `Some(recursive)` for an id-mapped mount.
     pub idmap: Option<bool>,
+    /// `tmpcopyup`: what a tmpfs covers is copied into it.
+    pub copy_up: bool,
     /// What the file system itself understands.
     pub data: Vec<String>,
 }
@@ -119,7 +121,15 @@ pub fn propagation(word: &str) -> Option<u64> {
 
 /// All words that are not passed to the file system, for `features`.
 pub fn known_words() -> Vec<&'static str> {
-    let mut words = vec!["bind", "rbind", "defaults", "remount", "idmap", "ridmap"];
+    let mut words = vec![
+        "bind",
+        "rbind",
+        "defaults",
+        "remount",
+        "idmap",
+        "ridmap",
+        "tmpcopyup",
+    ];
     words.extend(FLAGS.iter().map(|f| f.0));
     words.extend(ATIMES.iter().map(|f| f.0));
     words.extend(SUPERBLOCK.iter().map(|f| f.0));
@@ -188,7 +198,9 @@ pub fn parse(words: &[String]) -> Result<Options> {
             out.bind = Some(word == "rbind");
         } else if word == "idmap" || word == "ridmap" {
             out.idmap = Some(word == "ridmap");
-        } else if matches!(word, "tmpcopyup" | "copy-symlink") {
+        } else if word == "tmpcopyup" {
+            out.copy_up = true;
+        } else if word == "copy-symlink" {
             return Err(Error::Unsupported {
                 what: format!("mount option {word}"),
             });
