@@ -39,12 +39,24 @@ fn is_v1(controller: &str) -> bool {
     Path::new("/sys/fs/cgroup").join(controller).is_dir()
 }
 
+/// Whether containers can be bound to processors: v1's hierarchy, or v2's controller.
+fn has_cpuset() -> bool {
+    is_v1("cpuset")
+        || fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+            .is_ok_and(|list| list.split_whitespace().any(|c| c == "cpuset"))
+}
+
 fn init_and_exec_are_in_every_hierarchy(scratch: &Scratch) {
     let bundle = scratch.bundle("box").args(&["sleep", "600"]);
     let pid = scratch.start(&bundle);
     let exec = scratch.exec(&bundle, &["cat", "/proc/self/cgroup"]);
     let of_init = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let path = bundle.spec["linux"]["cgroupsPath"].as_str().unwrap();
+    if !is_v1("pids") {
+        let line = format!("0::{path}");
+        assert!(of_init.lines().any(|l| l == line), "{of_init}");
+        assert!(exec.ok().lines().any(|l| l == line), "{exec}");
+    }
     for controller in ["pids", "memory", "cpu", "devices", "freezer"] {
         if !is_v1(controller) {
             continue;
@@ -75,7 +87,11 @@ fn limits_are_written(scratch: &Scratch) {
         spec["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
         spec["linux"]["resources"]["pids"] = json!({"limit": 33});
         spec["linux"]["resources"]["cpu"] =
-            json!({"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0"});
+            json!({"shares": 512, "quota": 50_000, "period": 100_000});
+        // User-mode Linux has one processor and no such controller.
+        if has_cpuset() {
+            spec["linux"]["resources"]["cpu"]["cpus"] = json!("0");
+        }
     });
     scratch.start(&bundle);
     let read = |controller: &str, file: &str| {
@@ -97,6 +113,9 @@ fn limits_are_written(scratch: &Scratch) {
     } else {
         assert_eq!(read("memory", "memory.max"), (64 << 20).to_string());
         assert_eq!(read("cpu", "cpu.max"), "50000 100000");
+        if has_cpuset() {
+            assert_eq!(read("cpuset", "cpuset.cpus"), "0");
+        }
     }
     assert_eq!(read("pids", "pids.max"), "33");
     scratch.end(&bundle);
@@ -146,6 +165,9 @@ fn cgroups_made_by_the_container_are_removed_too(scratch: &Scratch) {
         if is_v1(controller) {
             fs::create_dir_all(cgroup(&bundle, controller).join("inner/most")).unwrap();
         }
+    }
+    if !is_v1("pids") {
+        fs::create_dir_all(cgroup(&bundle, "pids").join("inner/most")).unwrap();
     }
     scratch.end(&bundle);
     // That nothing of it is left is looked at after every test.

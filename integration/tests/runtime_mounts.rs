@@ -33,6 +33,9 @@ on_runtimes! {
     a_mount_target_that_is_a_symlink_stays_inside: holdfast runc crun;
     the_cgroup_mount_shows_the_container_s_own: holdfast runc;
     a_volume_mounted_over_a_volume: holdfast runc crun;
+    a_volume_gives_the_host_nothing_unless_asked: holdfast runc crun;
+    a_node_bound_from_the_host_is_not_covered_there: holdfast runc crun;
+    a_root_on_a_shared_mount_can_be_shared: holdfast runc;
 }
 
 /// A tmpfs of the host on a shared mount point, gone with the guard.
@@ -459,4 +462,58 @@ fn a_volume_mounted_over_a_volume(scratch: &Scratch) {
         "destination": "/mnt/sub", "type": "bind", "source": text(&second), "options": ["rbind", "ro"],
     }));
     assert_eq!(scratch.run(&bundle).ok(), "inner\n");
+}
+
+fn administrator(bundle: Bundle) -> Bundle {
+    bundle.with(|spec| {
+        let caps = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+        spec["process"]["capabilities"] =
+            json!({"bounding": caps, "effective": caps, "permitted": caps});
+    })
+}
+
+fn a_volume_gives_the_host_nothing_unless_asked(scratch: &Scratch) {
+    let host = HostMount::shared(&scratch.path("host"));
+    fs::create_dir(host.0.join("in")).unwrap();
+    for (name, options) in [("none", &["rbind"][..]), ("slave", &["rbind", "slave"])] {
+        let bundle = administrator(scratch.bundle(name)).mount(bind(&host.0, options));
+        scratch.start(&bundle.clone().args(&["sleep", "600"]));
+        let script = "mount -t tmpfs x /mnt/in && grep -c /mnt/in /proc/self/mountinfo";
+        let mounted = scratch.exec(&bundle, &["sh", "-c", script]);
+        assert_eq!(mounted.ok(), "1\n", "{mounted}");
+        let seen = holdfast_integration::leaks::mounts_under(&host.0.join("in"));
+        scratch.end(&bundle);
+        assert!(seen.is_empty(), "{name}: {seen:?}");
+    }
+}
+
+fn a_node_bound_from_the_host_is_not_covered_there(scratch: &Scratch) {
+    // A mount over a node travels to its peers: none of them may be the host's.
+    let host = HostMount::shared(&scratch.path("host"));
+    let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
+    let kind = nix::sys::stat::SFlag::S_IFCHR;
+    let number = nix::sys::stat::makedev(1, 5);
+    nix::sys::stat::mknod(&host.0.join("zero"), kind, mode, number).unwrap();
+    let zero = text(&host.0.join("zero"));
+    let bundle = administrator(scratch.bundle("box").user_namespace(100_000)).with(|spec| {
+        spec["linux"]["devices"] = json!([
+            {"path": zero, "type": "c", "major": 1, "minor": 5, "fileMode": 0o666},
+        ]);
+        spec["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    });
+    let ran = scratch.run(&bundle.script(&format!(
+        "touch /tmp/cover && mount --bind /tmp/cover {zero} && grep -c ' {zero} ' /proc/self/mountinfo"
+    )));
+    assert_eq!(ran.ok(), "2\n", "{ran}");
+    let seen = holdfast_integration::leaks::mounts_under(&host.0.join("zero"));
+    assert!(seen.is_empty(), "{seen:?}");
+}
+
+fn a_root_on_a_shared_mount_can_be_shared(scratch: &Scratch) {
+    // As on every machine with systemd, whose root is shared.
+    let folder = HostMount::shared(&scratch.path("bundle-box"));
+    let bundle = scratch.bundle("box").args(&["true"]);
+    let bundle = bundle.with(|spec| spec["linux"]["rootfsPropagation"] = "rshared".into());
+    scratch.run(&bundle).ok();
+    drop(folder);
 }

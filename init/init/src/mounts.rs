@@ -11,11 +11,11 @@ use crate::steps::State;
 use crate::sys::{self, EINVAL, ENOENT, ENOTDIR, Errno};
 
 const MS_SHARED: u64 = k::MS_SHARED as u64;
-const MS_PRIVATE: u64 = k::MS_PRIVATE as u64;
+pub(crate) const MS_PRIVATE: u64 = k::MS_PRIVATE as u64;
 const MS_REC: u64 = k::MS_REC as u64;
 
 /// `mount_setattr` knows recursion as a flag of the call, not of the propagation.
-fn set_propagation(fd: i32, propagation: u64) -> Done {
+pub(crate) fn set_propagation(fd: i32, propagation: u64) -> Done {
     if propagation == 0 {
         return Ok(());
     }
@@ -85,6 +85,7 @@ impl State {
             kind,
             attr_set,
             attr_clr,
+            cut,
             propagation,
             rec_attr_set,
             rec_attr_clr,
@@ -101,6 +102,7 @@ impl State {
         };
         attributes(false, attr_set, attr_clr)?;
         attributes(true, rec_attr_set, rec_attr_clr)?;
+        set_propagation(fd, cut)?;
         let at = self.root()?.target(target, kind, false)?;
         sys::move_mount(fd, at)
             .map_err(|errno| Fault::on(b"move_mount", target.to_bytes(), errno))?;

@@ -6,6 +6,7 @@ use holdfast_plan::TargetKind;
 use linux_raw_sys::general as k;
 
 use crate::fault::{Done, Fault};
+use crate::mounts::{MS_PRIVATE, set_propagation};
 use crate::root::release;
 use crate::steps::State;
 use crate::sys::{self, EEXIST, Errno};
@@ -44,6 +45,8 @@ impl State {
 
     pub(crate) fn bind_device(&mut self, tree: i32, path: &CStr) -> Done {
         let at = self.root()?.target(path, TargetKind::File, false)?;
+        // Else a mount over the node would cover the host's own.
+        set_propagation(tree, MS_PRIVATE)?;
         sys::move_mount(tree, at)
             .map_err(|errno| Fault::on(b"move_mount", path.to_bytes(), errno))?;
         release(at);

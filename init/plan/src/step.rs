@@ -151,7 +151,10 @@ steps! {
         attr_set: u64,
         /// `MOUNT_ATTR_*` to clear on the top mount.
         attr_clr: u64,
-        /// Propagation `MS_*`, 0 for none.
+        /// Propagation `MS_*` to set before it is attached, 0 for none: a tree of a shared mount
+        /// gives everything mounted below it to the host.
+        cut: u64,
+        /// Propagation `MS_*` to set after it is attached, 0 for none.
         propagation: u64,
         /// `MOUNT_ATTR_*` to set recursively.
         rec_attr_set: u64,

@@ -106,6 +106,7 @@ mod tests {
                 kind: TargetKind::File,
                 attr_set: 1,
                 attr_clr: 2,
+                cut: 5,
                 propagation: 3,
                 rec_attr_set: 4,
                 rec_attr_clr: u64::MAX,

@@ -42,20 +42,39 @@ pub(super) fn root_propagation(word: Option<&str>) -> Result<u64> {
     }
 }
 
-/// Attaches the root file system. Afterwards all paths of steps are inside it.
-pub(super) fn root(draft: &mut Draft, bundle: &Bundle, propagation: u64) -> Result<()> {
-    let inherited = if propagation == 0 {
+/// What becomes of the mounts that the container gets from the host.
+fn inherited(root: u64) -> u64 {
+    if root == 0 {
         DEFAULT_PROPAGATION
-    } else {
-        propagation | libc::MS_REC
-    };
-    // Unbindable would refuse the bind mounts of sources below the root itself; the tree
-    // that becomes the root gets it at the end.
-    let inherited = if inherited & libc::MS_UNBINDABLE != 0 {
+    } else if root & libc::MS_UNBINDABLE != 0 {
+        // Unbindable would refuse the bind mounts of sources below the root itself; the tree
+        // that becomes the root gets it at the end.
         libc::MS_PRIVATE | libc::MS_REC
     } else {
-        inherited
-    };
+        root | libc::MS_REC
+    }
+}
+
+/// The propagation of a volume before and after it is attached, 0 for no change.
+///
+/// Its tree is cloned in the host's mount namespace and so still shared with the host where the
+/// host's mounts are, as systemd makes them: it gets what the volume asks for, and else what the
+/// mounts of the container's namespace got, before anything can be mounted below it.
+fn volume_propagation(root: u64, asked: u64) -> (u64, u64) {
+    let inherited = inherited(root);
+    if inherited & libc::MS_SHARED != 0 {
+        // A shared parent shares what is attached to it.
+        (0, asked)
+    } else if asked & libc::MS_REC != 0 && asked & libc::MS_SHARED == 0 {
+        (asked, 0)
+    } else {
+        (inherited, asked)
+    }
+}
+
+/// Attaches the root file system. Afterwards all paths of steps are inside it.
+pub(super) fn root(draft: &mut Draft, bundle: &Bundle, propagation: u64) -> Result<()> {
+    let inherited = inherited(propagation);
     draft.push(
         Step::Propagation { flags: inherited },
         "set the propagation of inherited mounts",
@@ -281,6 +300,8 @@ fn bind(
         Err(errno) => return Err(errno).doing(|| format!("inspect {}", source.display())),
     };
     let tree = draft.keep(tree)?;
+    let root = root_propagation(bundle.linux()?.rootfs_propagation().as_deref())?;
+    let (cut, propagation) = volume_propagation(root, options.propagation);
     draft.push(
         Step::MountTree {
             fd: tree,
@@ -288,7 +309,8 @@ fn bind(
             kind,
             attr_set: options.attr_set,
             attr_clr: options.attr_clr,
-            propagation: options.propagation,
+            cut,
+            propagation,
             rec_attr_set: options.rec_attr_set,
             rec_attr_clr: options.rec_attr_clr,
         },
