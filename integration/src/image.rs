@@ -76,6 +76,21 @@ const APPLETS: &[&str] = &[
     "tty", "umount", "uname", "uniq", "unshare", "usleep", "wc", "which", "whoami", "xargs", "yes",
 ];
 
+/// Writes the root file system alone as a tar, for `docker import` and `podman import`.
+///
+/// # Panics
+/// When tar fails or files cannot be written.
+#[must_use]
+pub fn write_root_archive(folder: &Path) -> PathBuf {
+    let rootfs = folder.join("rootfs");
+    if !rootfs.exists() {
+        fill_rootfs(&rootfs);
+    }
+    let archive = folder.join("rootfs.tar");
+    tar(&rootfs, &archive);
+    archive
+}
+
 /// Writes the image as a tar of an OCI image layout, ready for `ctr images import`.
 ///
 /// # Panics

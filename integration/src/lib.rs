@@ -11,12 +11,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod bundle;
+pub mod checks;
 pub mod containerd;
 pub mod ctr;
 pub mod deadline;
 pub mod events;
 pub mod image;
 pub mod leaks;
+pub mod museum;
 pub mod place;
 pub mod pty;
 pub mod runtime;
