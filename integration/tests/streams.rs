@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::leaks::descriptors;
-use holdfast_integration::on_containerds;
 use holdfast_integration::scratch::text;
 use holdfast_integration::shim::Shim;
+use holdfast_integration::{on_containerds, skip};
 use nix::sys::stat::Mode;
 
 on_containerds! {
@@ -20,6 +20,8 @@ on_containerds! {
     a_background_child_does_not_hold_the_exit;
     resizing_without_a_terminal_is_no_error;
     output_to_a_file_is_appended;
+    a_full_disk_does_not_stop_the_container;
+    a_logger_that_fails_says_why;
 }
 
 /// The fifos of one process.
@@ -229,4 +231,53 @@ fn output_to_a_file_is_appended(containerd: &Containerd) {
         written.contains("out\n") && written.contains("err\n"),
         "{written}"
     );
+}
+
+fn a_full_disk_does_not_stop_the_container(containerd: &Containerd) {
+    if peer() {
+        return skip("a_full_disk", "containerd's own shim stops its container");
+    }
+    let disk = containerd.path("disk");
+    std::fs::create_dir(&disk).unwrap();
+    nix::mount::mount(
+        Some("tmpfs"),
+        &disk,
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        Some("size=64k"),
+    )
+    .unwrap();
+    let log = disk.join("log");
+    let uri = format!("file://{}", log.display());
+    let script = "yes | head -c 2000000; exit 7";
+    containerd
+        .run("box", &["-d", "--log-uri", &uri], &["sh", "-c", script])
+        .ok();
+    containerd.await_status("box", "STOPPED");
+    assert_eq!(Shim::of(containerd, "box").wait("box", "").unwrap(), 7);
+    containerd.remove("box");
+    let kept = std::fs::metadata(&log).unwrap().len();
+    nix::mount::umount2(&disk, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    assert!(kept > 0 && kept <= 65536, "{kept} bytes on the disk");
+}
+
+fn a_logger_that_fails_says_why(containerd: &Containerd) {
+    if peer() {
+        return skip("a_logger", "containerd's own shim does not quote it");
+    }
+    use std::os::unix::fs::PermissionsExt as _;
+    let logger = containerd.path("logger");
+    std::fs::write(
+        &logger,
+        "#!/bin/sh\necho 'no such collector: loki' >&2\nexit 1\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&logger, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let uri = format!("binary-v2://{}", logger.display());
+    let ran = containerd.run("box", &["-d", "--log-uri", &uri], &["true"]);
+    assert!(
+        ran.failed().contains("it said: no such collector: loki"),
+        "{ran}"
+    );
+    let _ = containerd.ctr(&["containers", "delete", "box"]);
 }

@@ -65,6 +65,10 @@ pub(crate) struct Options {
     /// Where criu works.
     #[serde(alias = "CriuWorkPath", skip_serializing_if = "String::is_empty")]
     pub(crate) criu_work_path: String,
+    /// `block` or `drop`: for output that is not taken. Ours alone, so only in
+    /// `runtimeoptions.v1.Options`.
+    #[serde(alias = "StdioPolicy", skip_serializing_if = "String::is_empty")]
+    pub(crate) stdio_policy: String,
 }
 
 impl Options {
@@ -99,6 +103,7 @@ impl Options {
             systemd_cgroup: runc.systemd_cgroup,
             criu_image_path: runc.criu_image_path,
             criu_work_path: runc.criu_work_path,
+            stdio_policy: String::new(),
         })
     }
 

@@ -4,14 +4,24 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use holdfast_record::deadline::limit_from_env;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
 
 use crate::sys;
 
 /// Bytes moved at a time, on the stack: an idle stream holds no buffer.
 const CHUNK: usize = 16 * 1024;
+/// Pause between two tries to write into a file that takes nothing.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// How long a sink may take nothing before output is dropped.
+fn patience() -> Duration {
+    limit_from_env("SINK", Duration::from_secs(2))
+}
 
 /// Where bytes come from.
 #[derive(Debug)]
@@ -57,39 +67,310 @@ impl Sink {
             _keepalive: keepalive,
         })
     }
+}
 
-    /// Writes what can be written now; the number of bytes.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+/// What becomes of output that its sink does not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// The process waits in write(2), as with a pipe of its own.
+    Block,
+    /// It goes on; what is dropped is counted, and a line in the output says so afterwards.
+    Drop {
+        /// How long the sink may take nothing before.
+        after: Duration,
+    },
+}
+
+impl Policy {
+    /// Dropping after the usual time.
+    pub(crate) fn drop() -> Self {
+        Self::Drop { after: patience() }
+    }
+
+    fn patience(self) -> Duration {
         match self {
-            Self::Pipe(fd) | Self::Fifo { writer: fd, .. } => match fd.get_ref().write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-                other => other,
-            },
-            Self::File(_) => Ok(0),
-            Self::Nowhere => Ok(bytes.len()),
+            Self::Block => patience(),
+            Self::Drop { after } => after,
         }
     }
 
-    /// Waits until more can be written, and writes it.
-    async fn finish(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let written = match self {
-                Self::Pipe(fd) | Self::Fifo { writer: fd, .. } => {
-                    fd.async_io(Interest::WRITABLE, |mut file: &File| file.write(bytes))
-                        .await?
-                }
-                Self::File(file) => {
-                    let (file, owned) = (Arc::clone(file), bytes.to_vec());
-                    tokio::task::spawn_blocking(move || (&*file).write_all(&owned))
-                        .await
-                        .map_err(io::Error::other)??;
-                    bytes.len()
-                }
-                Self::Nowhere => bytes.len(),
-            };
-            bytes = bytes.get(written..).unwrap_or_default();
+    /// What the options say, else what `HOLDFAST_STDIO_POLICY` says: `block` or `drop`; none
+    /// when neither says it.
+    pub(crate) fn chosen(option: &str) -> Option<Self> {
+        let variable = std::env::var("HOLDFAST_STDIO_POLICY").unwrap_or_default();
+        let word = if option.is_empty() { &variable } else { option };
+        match word {
+            "" => None,
+            "block" => Some(Self::Block),
+            "drop" => Some(Self::drop()),
+            other => {
+                log::warn!("stdio policy {other:?} is neither block nor drop: ignored");
+                None
+            }
         }
-        Ok(())
+    }
+}
+
+/// One write into a file, on a thread of its own.
+#[derive(Debug)]
+struct FileWrite {
+    /// Whether the marker, if there was one, is written.
+    marked: bool,
+    /// Bytes of the output that are written.
+    written: usize,
+    error: Option<io::Error>,
+}
+
+fn write_file(mut file: &File, marker: Option<String>, bytes: &[u8]) -> FileWrite {
+    let mut done = FileWrite {
+        marked: false,
+        written: 0,
+        error: None,
+    };
+    if let Some(marker) = marker {
+        if let Err(error) = file.write_all(marker.as_bytes()) {
+            done.error = Some(error);
+            return done;
+        }
+        done.marked = true;
+    }
+    while let Some(rest) = bytes.get(done.written..).filter(|rest| !rest.is_empty()) {
+        match file.write(rest) {
+            Ok(0) => done.error = Some(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                done.written += written;
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => done.error = Some(error),
+        }
+        break;
+    }
+    done
+}
+
+/// What was dropped, and why, since the last marker.
+#[derive(Debug, Default)]
+struct Lost {
+    bytes: u64,
+    why: String,
+}
+
+/// A sink, and what it has not taken.
+struct Output {
+    stream: &'static str,
+    sink: Sink,
+    policy: Policy,
+    lost: Lost,
+    /// A write that did not return in time, and the number of its bytes.
+    hanging: Option<(JoinHandle<FileWrite>, usize)>,
+    retry_at: Instant,
+    /// It will never take anything again.
+    broken: Option<io::Error>,
+}
+
+impl Output {
+    fn new(stream: &'static str, sink: Sink, policy: Policy) -> Self {
+        Self {
+            stream,
+            sink,
+            policy,
+            lost: Lost::default(),
+            hanging: None,
+            retry_at: Instant::now(),
+            broken: None,
+        }
+    }
+
+    fn lose(&mut self, bytes: usize, why: &dyn std::fmt::Display) {
+        if bytes == 0 {
+            return;
+        }
+        if self.lost.bytes == 0 {
+            self.lost.why = why.to_string();
+            log::warn!("{}: output is dropped from here on: {why}", self.stream);
+        }
+        self.lost.bytes += bytes as u64;
+    }
+
+    fn marker(&self) -> Option<String> {
+        (self.lost.bytes > 0).then(|| {
+            format!(
+                "\n[holdfast: {} bytes of {} were dropped here: {}]\n",
+                self.lost.bytes, self.stream, self.lost.why
+            )
+        })
+    }
+
+    fn marked(&mut self) {
+        log::warn!(
+            "{}: output is taken again; {} bytes were dropped: {}",
+            self.stream,
+            self.lost.bytes,
+            self.lost.why
+        );
+        self.lost = Lost::default();
+    }
+
+    /// Writes what can be written now; what is left has to be given to [`Output::deliver`].
+    fn write_now<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        if self.broken.is_some() {
+            self.lost.bytes += bytes.len() as u64;
+            return &[];
+        }
+        let marker = self.marker();
+        let mut file = match &self.sink {
+            Sink::Pipe(fd) | Sink::Fifo { writer: fd, .. } => fd.get_ref(),
+            Sink::File(_) => return bytes,
+            Sink::Nowhere => return &[],
+        };
+        if let Some(marker) = marker {
+            // Shorter than PIPE_BUF: all of it or nothing, pipe(7).
+            match file.write_all(marker.as_bytes()) {
+                Ok(()) => self.marked(),
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        self.broken = Some(error);
+                    }
+                    self.lost.bytes += bytes.len() as u64;
+                    return &[];
+                }
+            }
+        }
+        let mut file = match &self.sink {
+            Sink::Pipe(fd) | Sink::Fifo { writer: fd, .. } => fd.get_ref(),
+            Sink::File(_) | Sink::Nowhere => return bytes,
+        };
+        match file.write(bytes) {
+            Ok(written) => bytes.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => bytes,
+            Err(error) => {
+                self.lose(bytes.len(), &error);
+                self.broken = Some(error);
+                &[]
+            }
+        }
+    }
+
+    /// Waits until `bytes` are written or, as the policy has it, given up.
+    async fn deliver(&mut self, bytes: Vec<u8>) {
+        match self.sink {
+            Sink::Pipe(_) | Sink::Fifo { .. } => self.deliver_to_pipe(&bytes).await,
+            Sink::File(_) => self.deliver_to_file(bytes).await,
+            Sink::Nowhere => {}
+        }
+    }
+
+    async fn deliver_to_pipe(&mut self, mut bytes: &[u8]) {
+        let (Sink::Pipe(fd) | Sink::Fifo { writer: fd, .. }) = &self.sink else {
+            return;
+        };
+        while !bytes.is_empty() {
+            let write = fd.async_io(Interest::WRITABLE, |mut file: &File| file.write(bytes));
+            let written = match self.policy {
+                Policy::Block => write.await,
+                Policy::Drop { after } => match tokio::time::timeout(after, write).await {
+                    Ok(written) => written,
+                    Err(_) => {
+                        self.lose(bytes.len(), &"its reader takes nothing");
+                        return;
+                    }
+                },
+            };
+            match written {
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Err(error) => {
+                    self.lose(bytes.len(), &error);
+                    self.broken = Some(error);
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn deliver_to_file(&mut self, mut bytes: Vec<u8>) {
+        let Sink::File(file) = &self.sink else {
+            return;
+        };
+        let file = Arc::clone(file);
+        loop {
+            if let Some((write, size)) = self.hanging.take() {
+                if !write.is_finished() {
+                    self.hanging = Some((write, size));
+                    return self.lose(bytes.len(), &"the file takes nothing");
+                }
+                let done = write.await;
+                self.judge(done, size);
+            }
+            if self.policy != Policy::Block && Instant::now() < self.retry_at {
+                return self.lose(bytes.len(), &"the file takes nothing");
+            }
+            let (size, to, marker) = (bytes.len(), Arc::clone(&file), self.marker());
+            let mut write = {
+                let bytes = bytes.clone();
+                tokio::task::spawn_blocking(move || write_file(&to, marker, &bytes))
+            };
+            let done = match self.policy {
+                Policy::Block => (&mut write).await,
+                Policy::Drop { after } => match tokio::time::timeout(after, &mut write).await {
+                    Ok(done) => done,
+                    Err(_) => {
+                        self.hanging = Some((write, size));
+                        return;
+                    }
+                },
+            };
+            if self.policy != Policy::Block {
+                return self.judge(done, size);
+            }
+            // The process waits for the disk, and so do we.
+            let Ok(done) = done else { return };
+            bytes.drain(..done.written.min(size));
+            let Some(error) = done.error else { return };
+            if !std::mem::replace(&mut self.lost.why, error.to_string()).eq(&error.to_string()) {
+                log::warn!("{}: its process waits for the file: {error}", self.stream);
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Takes over what became of a write of `size` bytes.
+    fn judge(&mut self, done: Result<FileWrite, tokio::task::JoinError>, size: usize) {
+        let (marked, written, error) = match done {
+            Ok(done) => (done.marked, done.written, done.error),
+            Err(panic) => (false, 0, Some(io::Error::other(panic))),
+        };
+        if marked {
+            self.marked();
+        }
+        if let Some(error) = error {
+            self.retry_at = Instant::now() + RETRY;
+            self.lose(size.saturating_sub(written), &error);
+        }
+    }
+
+    /// At the end of the stream: a last try to say what was dropped.
+    async fn end(&mut self) {
+        if let Some((mut write, size)) = self.hanging.take()
+            && let Ok(done) = tokio::time::timeout(self.policy.patience(), &mut write).await
+        {
+            self.judge(done, size);
+        }
+        if self.broken.is_none() && self.lost.bytes > 0 {
+            self.retry_at = Instant::now();
+            let rest = self.write_now(&[]).to_vec();
+            if matches!(self.sink, Sink::File(_)) {
+                self.deliver_to_file(rest).await;
+            }
+        }
+        if self.lost.bytes > 0 {
+            log::warn!(
+                "{}: {} bytes were dropped: {}",
+                self.stream,
+                self.lost.bytes,
+                self.lost.why
+            );
+        }
     }
 }
 
@@ -101,11 +382,7 @@ enum Moved {
     Left(Vec<u8>),
 }
 
-fn move_once(
-    mut source: &File,
-    sink: &mut Sink,
-    broken: &mut Option<io::Error>,
-) -> io::Result<Moved> {
+fn move_once(mut source: &File, output: &mut Output) -> io::Result<Moved> {
     let mut buffer = [0u8; CHUNK];
     let read = match source.read(&mut buffer) {
         Ok(0) => return Ok(Moved::End),
@@ -114,56 +391,38 @@ fn move_once(
         Ok(read) => read,
         Err(error) => return Err(error),
     };
-    let bytes = buffer.get(..read).unwrap_or_default();
-    if broken.is_some() {
-        return Ok(Moved::All);
-    }
-    match sink.write(bytes) {
-        Ok(written) if written == read => Ok(Moved::All),
-        Ok(written) => Ok(Moved::Left(
-            bytes.get(written..).unwrap_or_default().to_vec(),
-        )),
-        Err(error) => {
-            *broken = Some(error);
-            Ok(Moved::All)
-        }
+    let rest = output.write_now(buffer.get(..read).unwrap_or_default());
+    if rest.is_empty() {
+        Ok(Moved::All)
+    } else {
+        Ok(Moved::Left(rest.to_vec()))
     }
 }
 
-/// Copies until the end of `source`. A sink that breaks does not stop the reading: the
-/// process must not block or die because its log cannot be written.
-pub(super) async fn copy(stream: &'static str, source: Source, mut sink: Sink) {
-    let mut broken = None;
-    let mut told = false;
+/// Copies until the end of `source`. A sink that breaks or is full does not stop the reading, but
+/// for [`Policy::Block`]: the process must not block or die because its log cannot be written.
+pub(super) async fn copy(stream: &'static str, source: Source, sink: Sink, policy: Policy) {
+    let mut output = Output::new(stream, sink, policy);
     loop {
         let moved = source
             .0
-            .async_io(Interest::READABLE, |fd| {
-                move_once(fd, &mut sink, &mut broken)
-            })
+            .async_io(Interest::READABLE, |fd| move_once(fd, &mut output))
             .await;
         match moved {
-            Ok(Moved::End) => return,
+            Ok(Moved::End) => break,
             Ok(Moved::All) => {}
-            Ok(Moved::Left(rest)) => {
-                if let Err(error) = sink.finish(&rest).await {
-                    broken = Some(error);
-                }
-            }
+            Ok(Moved::Left(rest)) => output.deliver(rest).await,
             Err(error) => {
                 log::warn!("{stream}: reading stopped: {error}");
-                return;
+                break;
             }
         }
-        if let (Some(error), false) = (&broken, told) {
-            told = true;
-            // EPIPE on stdin: the process has closed it or is gone, which is its right.
-            if stream == "stdin" && error.raw_os_error() == Some(libc::EPIPE) {
-                return;
-            }
-            log::warn!("{stream}: writing stopped, output is dropped from here on: {error}");
+        // EPIPE on stdin: the process has closed it or is gone, which is its right.
+        if stream == "stdin" && output.broken.is_some() {
+            return;
         }
         // One busy stream must not starve the rest of the thread.
         tokio::task::coop::consume_budget().await;
     }
+    output.end().await;
 }

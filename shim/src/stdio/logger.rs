@@ -8,18 +8,27 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use holdfast_record::deadline::limit_from_env;
 use holdfast_record::{ContainerId, Namespace};
 use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
 use tokio::io::Interest;
+use tokio::task::JoinHandle;
 
 use crate::reaper::{Child, Reaper};
 use crate::sys::{self, ChildSetup};
 
 /// How long a logger may take to get ready.
-const READY_LIMIT: Duration = Duration::from_secs(30);
+fn ready_limit() -> Duration {
+    limit_from_env("LOGGER", Duration::from_secs(30))
+}
+/// How long the last words of a logger that has ended may take to arrive.
+const WORDS_LIMIT: Duration = Duration::from_millis(500);
+/// Most bytes of a logger's stderr that are kept for an error.
+const MAX_WORDS: usize = 4096;
 /// From SIGTERM to SIGKILL.
 const TERM_LIMIT: Duration = Duration::from_secs(12);
 
@@ -52,16 +61,22 @@ pub(crate) enum LoggerError {
         source: io::Error,
     },
     /// It ended instead.
-    #[error("logger {program} ended before it was ready; its words are in the shim's log")]
+    #[error("logger {program} ended before it was ready{words}")]
     Ended {
         /// The program.
         program: PathBuf,
+        /// What it said on stderr.
+        words: String,
     },
     /// It does nothing.
-    #[error("logger {program} was not ready within {READY_LIMIT:?}")]
+    #[error("logger {program} was not ready within {limit:?}{words}")]
     NotReady {
         /// The program.
         program: PathBuf,
+        /// The deadline.
+        limit: Duration,
+        /// What it said on stderr.
+        words: String,
     },
 }
 
@@ -165,6 +180,10 @@ impl Logger {
             }
         }
         super::set_nonblocking(&ready).map_err(failed("set up a pipe"))?;
+        let (stderr_reader, stderr_writer) = pipe()?;
+        super::set_nonblocking(&stderr_reader).map_err(failed("set up a pipe"))?;
+        let mut words = Words::listen(stderr_reader, program.path.clone())
+            .map_err(failed("watch its stderr"))?;
         let mut command = Command::new(&program.path);
         command
             .args(&program.arguments)
@@ -173,7 +192,7 @@ impl Logger {
             .env("CONTAINER_NAMESPACE", context.namespace.as_str())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::inherit());
+            .stderr(Stdio::from(stderr_writer));
         let setup = ChildSetup {
             fds: vec![(read_out, 3), (read_err, 4), (tell_ready, 5)],
             parent_death_signal: None,
@@ -189,16 +208,20 @@ impl Logger {
             use std::io::Read as _;
             pipe.read(&mut [0u8; 1])
         });
-        let read = tokio::time::timeout(READY_LIMIT, answer)
-            .await
-            .map_err(|_| LoggerError::NotReady {
-                program: program.path.clone(),
-            })?
-            .map_err(failed("wait for its readiness"))?;
+        let limit = ready_limit();
+        let Ok(answer) = tokio::time::timeout(limit, answer).await else {
+            return Err(LoggerError::NotReady {
+                program: program.path,
+                limit,
+                words: words.so_far(),
+            });
+        };
+        let read = answer.map_err(failed("wait for its readiness"))?;
         context.reaper.sweep();
         if read == 0 && (program.needs_byte || logger.has_ended()) {
             return Err(LoggerError::Ended {
                 program: program.path,
+                words: words.last().await,
             });
         }
         Ok((logger, LoggerPipes { stdout, stderr }))
@@ -225,19 +248,85 @@ impl Drop for Logger {
         let Some(child) = self.child.take() else {
             return;
         };
-        let _ = child.process.signal(libc::SIGTERM);
+        signal_group(&child, Signal::SIGTERM);
         let Ok(event_loop) = tokio::runtime::Handle::try_current() else {
             return;
         };
         event_loop.spawn(async move {
-            if tokio::time::timeout(TERM_LIMIT, child.ended).await.is_err() {
+            let mut child = child;
+            if tokio::time::timeout(TERM_LIMIT, &mut child.ended)
+                .await
+                .is_err()
+            {
                 log::warn!(
                     "logger {} did not end by SIGTERM; killed",
                     child.process.pid()
                 );
-                let _ = child.process.signal(libc::SIGKILL);
+                signal_group(&child, Signal::SIGKILL);
             }
         });
+    }
+}
+
+/// Signals a logger that has not been reaped, with what it started.
+fn signal_group(child: &Child, signal: Signal) {
+    let _ = child.process.signal(signal as i32);
+    if let Ok(pid) = i32::try_from(child.process.pid()) {
+        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal);
+    }
+}
+
+/// What a logger says on its stderr: into the shim's log, and the end of it kept for errors.
+#[derive(Debug)]
+struct Words {
+    kept: Arc<Mutex<Vec<u8>>>,
+    listening: JoinHandle<()>,
+}
+
+impl Words {
+    fn listen(pipe: OwnedFd, program: PathBuf) -> io::Result<Self> {
+        let pipe = sys::watch(pipe, Interest::READABLE)?;
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let keep = Arc::clone(&kept);
+        // Ends with the last process that can write into the pipe.
+        let listening = tokio::spawn(async move {
+            loop {
+                let mut buffer = [0u8; 1024];
+                let read = pipe.async_io(Interest::READABLE, |mut pipe| {
+                    use std::io::Read as _;
+                    pipe.read(&mut buffer)
+                });
+                let Ok(size @ 1..) = read.await else { return };
+                let said = buffer.get(..size).unwrap_or_default();
+                log::warn!(
+                    "logger {}: {}",
+                    program.display(),
+                    String::from_utf8_lossy(said).trim_end()
+                );
+                let mut kept = keep.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend_from_slice(said);
+                let excess = kept.len().saturating_sub(MAX_WORDS);
+                kept.drain(..excess);
+            }
+        });
+        Ok(Self { kept, listening })
+    }
+
+    /// For the end of an error's text.
+    fn so_far(&self) -> String {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = String::from_utf8_lossy(&kept);
+        if text.trim().is_empty() {
+            "; it said nothing on stderr".to_owned()
+        } else {
+            format!("; it said: {}", text.trim())
+        }
+    }
+
+    /// As [`Words::so_far`], of a logger that has ended.
+    async fn last(&mut self) -> String {
+        let _ = tokio::time::timeout(WORDS_LIMIT, &mut self.listening).await;
+        self.so_far()
     }
 }
 

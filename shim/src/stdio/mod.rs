@@ -31,9 +31,14 @@ use tokio::task::JoinHandle;
 
 use crate::runtime::ChildStdio;
 use crate::sys;
+pub(crate) use copy::Policy;
 use copy::{Sink, Source, copy};
 use logger::{Logger, LoggerContext, is_logger};
 
+/// How long the search for who holds output open may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+/// Most holders named.
+const MAX_HOLDERS: usize = 8;
 /// How long a fifo may lack its reader before the start fails.
 const READER_LIMIT: Duration = Duration::from_secs(30);
 
@@ -48,6 +53,33 @@ pub(crate) struct StdioPaths {
     pub(crate) stderr: String,
     /// Whether the process gets a terminal.
     pub(crate) terminal: bool,
+}
+
+/// How a process' stdio is to be set up, beside where it goes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct StdioSetup {
+    /// User and group that own the pipes.
+    pub(crate) owner: (u32, u32),
+    /// For output that is not taken; none: files drop, everything else blocks.
+    pub(crate) policy: Option<Policy>,
+}
+
+impl StdioSetup {
+    fn policy_of(self, sink: &Sink) -> Policy {
+        self.policy.unwrap_or(match sink {
+            // A full disk is nobody's flow control.
+            Sink::File(_) => Policy::drop(),
+            Sink::Pipe(_) | Sink::Fifo { .. } | Sink::Nowhere => Policy::Block,
+        })
+    }
+}
+
+/// Something outside the process had its output open when the time for it was over.
+#[derive(Debug, thiserror::Error)]
+#[error("output was still held open {limit:?} after the end, by {}; closed it", .by.join(", "))]
+pub(crate) struct Held {
+    limit: Duration,
+    by: Vec<String>,
 }
 
 /// A stream could not be made ready.
@@ -116,6 +148,8 @@ struct Inner {
     terminal: Option<OwnedFd>,
     output: Vec<JoinHandle<()>>,
     logger: Option<Logger>,
+    /// Inodes of the pipes that the process writes into.
+    pipes: Vec<u64>,
     input: Option<JoinHandle<()>>,
 }
 
@@ -151,11 +185,17 @@ impl ProcessIo {
     }
 
     /// Waits until all output has been copied, at most `limit`, then closes everything.
-    /// False when something still held the output open.
-    pub(crate) async fn drain(&self, limit: Duration) -> bool {
-        let (output, mut logger) = {
+    ///
+    /// # Errors
+    /// [`Held`] when something still held the output open, with its name.
+    pub(crate) async fn drain(&self, limit: Duration) -> Result<(), Held> {
+        let (output, mut logger, pipes) = {
             let mut inner = self.inner();
-            (std::mem::take(&mut inner.output), inner.logger.take())
+            (
+                std::mem::take(&mut inner.output),
+                inner.logger.take(),
+                std::mem::take(&mut inner.pipes),
+            )
         };
         let aborts: Vec<_> = output.iter().map(JoinHandle::abort_handle).collect();
         let all = async {
@@ -166,14 +206,23 @@ impl ProcessIo {
                 logger.finish().await;
             }
         };
-        let drained = tokio::time::timeout(limit, all).await.is_ok();
+        let result = if tokio::time::timeout(limit, all).await.is_ok() {
+            Ok(())
+        } else {
+            let look = tokio::task::spawn_blocking(move || writers_of(&pipes));
+            let by = match tokio::time::timeout(LOOK_LIMIT, look).await {
+                Ok(Ok(by)) if !by.is_empty() => by,
+                Ok(_) | Err(_) => vec!["nobody who can be found".to_owned()],
+            };
+            Err(Held { limit, by })
+        };
         for task in aborts {
             task.abort();
         }
         let mut inner = self.inner();
         *inner = Inner::default();
         inner.stdin_closed = true;
-        drained
+        result
     }
 
     /// Opens what the process of `paths` needs without a terminal, and starts copying.
@@ -183,12 +232,20 @@ impl ProcessIo {
     pub(crate) async fn open(
         &self,
         paths: &StdioPaths,
-        owner: (u32, u32),
+        setup: StdioSetup,
         context: &LoggerContext,
     ) -> Result<ChildStdio, StdioError> {
+        let owner = setup.owner;
         if is_logger(&paths.stdout) {
             let (logger, pipes) = Logger::start(&paths.stdout, context, owner).await?;
-            self.inner().logger = Some(logger);
+            {
+                let mut inner = self.inner();
+                inner.logger = Some(logger);
+                inner.pipes = [&pipes.stdout, &pipes.stderr]
+                    .into_iter()
+                    .filter_map(inode)
+                    .collect();
+            }
             let stdin = if is_logger(&paths.stdin) {
                 None
             } else {
@@ -201,8 +258,8 @@ impl ProcessIo {
             });
         }
         let stdin = self.open_stdin(&paths.stdin, owner)?;
-        let stdout = self.open_output("stdout", &paths.stdout, owner).await?;
-        let stderr = self.open_output("stderr", &paths.stderr, owner).await?;
+        let stdout = self.open_output("stdout", &paths.stdout, setup).await?;
+        let stderr = self.open_output("stderr", &paths.stderr, setup).await?;
         Ok(ChildStdio {
             stdin: Some(match stdin {
                 Some(stdin) => stdin,
@@ -222,7 +279,7 @@ impl ProcessIo {
         let sink =
             Sink::pipe(ours).map_err(io_error("stdin", "watch the pipe of", Path::new(path)))?;
         let source = Source::new(fifo).map_err(io_error("stdin", "watch", Path::new(path)))?;
-        self.inner().input = Some(tokio::spawn(copy("stdin", source, sink)));
+        self.inner().input = Some(tokio::spawn(copy("stdin", source, sink, Policy::Block)));
         Ok(Some(process))
     }
 
@@ -244,18 +301,22 @@ impl ProcessIo {
         &self,
         stream: &'static str,
         path: &str,
-        owner: (u32, u32),
+        setup: StdioSetup,
     ) -> Result<OwnedFd, StdioError> {
         if path.is_empty() {
             return null(stream);
         }
         let sink = open_sink(stream, path).await?;
-        let (ours, process) = pipe(stream, owner)?;
+        let (ours, process) = pipe(stream, setup.owner)?;
+        let inode = inode(&ours);
         let source =
             Source::new(ours).map_err(io_error(stream, "watch the pipe of", Path::new(path)))?;
-        self.inner()
+        let policy = setup.policy_of(&sink);
+        let mut inner = self.inner();
+        inner.pipes.extend(inode);
+        inner
             .output
-            .push(tokio::spawn(copy(stream, source, sink)));
+            .push(tokio::spawn(copy(stream, source, sink, policy)));
         Ok(process)
     }
 
@@ -267,6 +328,7 @@ impl ProcessIo {
         &self,
         paths: &StdioPaths,
         master: OwnedFd,
+        setup: StdioSetup,
         context: &LoggerContext,
     ) -> Result<(), StdioError> {
         let terminal = Path::new("the terminal");
@@ -292,16 +354,17 @@ impl ProcessIo {
         };
         let source =
             Source::new(clone(&master)?).map_err(io_error("terminal", "watch", terminal))?;
+        let policy = setup.policy_of(&sink);
         self.inner()
             .output
-            .push(tokio::spawn(copy("terminal", source, sink)));
+            .push(tokio::spawn(copy("terminal", source, sink, policy)));
         if !paths.stdin.is_empty() && !is_logger(&paths.stdin) {
             let fifo = self.stdin_fifo(&paths.stdin)?;
             let path = Path::new(&paths.stdin);
             let source = Source::new(fifo).map_err(io_error("stdin", "watch", path))?;
             let sink =
                 Sink::pipe(clone(&master)?).map_err(io_error("terminal", "watch", terminal))?;
-            self.inner().input = Some(tokio::spawn(copy("stdin", source, sink)));
+            self.inner().input = Some(tokio::spawn(copy("stdin", source, sink, Policy::Block)));
         }
         self.inner().terminal = Some(master);
         Ok(())
@@ -421,6 +484,41 @@ fn pipe(stream: &'static str, owner: (u32, u32)) -> Result<(OwnedFd, OwnedFd), S
             .map_err(failed("give away"))?;
     }
     Ok((reader, writer))
+}
+
+fn inode(pipe: &OwnedFd) -> Option<u64> {
+    nix::sys::stat::fstat(pipe.as_raw_fd())
+        .ok()
+        .map(|stat| stat.st_ino)
+}
+
+/// The processes, other than ours, that can write into one of these pipes.
+fn writers_of(pipes: &[u64]) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let names: Vec<PathBuf> = pipes
+        .iter()
+        .map(|inode| PathBuf::from(format!("pipe:[{inode}]")))
+        .collect();
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| *pid != std::process::id())
+        .filter(|pid| {
+            std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| {
+                files.flatten().any(|file| {
+                    // The link's permissions are the descriptor's: proc(5).
+                    std::fs::read_link(file.path()).is_ok_and(|target| names.contains(&target))
+                        && std::fs::symlink_metadata(file.path())
+                            .is_ok_and(|link| link.mode() & 0o200 != 0)
+                })
+            })
+        })
+        .take(MAX_HOLDERS)
+        .map(crate::look::brief)
+        .collect()
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {

@@ -37,10 +37,13 @@ async fn output_is_complete_and_ends_when_the_last_writer_does() {
         text
     });
     let io = ProcessIo::default();
-    let child = io.open(&paths, (0, 0), &context()).await.unwrap();
+    let child = io
+        .open(&paths, StdioSetup::default(), &context())
+        .await
+        .unwrap();
     let mut process = std::fs::File::from(child.stdout.unwrap());
     let writer = std::thread::spawn(move || process.write_all(&[b'x'; 1_000_000]).unwrap());
-    assert!(io.drain(Duration::from_secs(20)).await);
+    io.drain(Duration::from_secs(20)).await.unwrap();
     writer.join().unwrap();
     assert_eq!(client.join().unwrap().len(), 1_000_000);
 }
@@ -55,9 +58,24 @@ async fn a_writer_that_stays_is_given_up_after_the_limit() {
         ..StdioPaths::default()
     };
     let io = ProcessIo::default();
-    let child = io.open(&paths, (0, 0), &context()).await.unwrap();
-    assert!(!io.drain(Duration::from_millis(30)).await);
-    drop(child);
+    let child = io
+        .open(&paths, StdioSetup::default(), &context())
+        .await
+        .unwrap();
+    // A process of its own, as a background child is.
+    let mut holder = std::process::Command::new("sleep")
+        .arg("60")
+        .stdout(child.stdout.unwrap())
+        .spawn()
+        .unwrap();
+    let held = io.drain(Duration::from_millis(30)).await.unwrap_err();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let text = held.to_string();
+    assert!(
+        text.contains(&format!("pid {} (sleep)", holder.id())),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -68,7 +86,10 @@ async fn stdin_ends_only_after_close_io_and_the_client() {
         ..StdioPaths::default()
     };
     let io = ProcessIo::default();
-    let child = io.open(&paths, (0, 0), &context()).await.unwrap();
+    let child = io
+        .open(&paths, StdioSetup::default(), &context())
+        .await
+        .unwrap();
     let mut process = std::fs::File::from(child.stdin.unwrap());
     let mut client = std::fs::OpenOptions::new()
         .write(true)
@@ -99,7 +120,10 @@ async fn stdin_ends_only_after_close_io_and_the_client() {
     // And before the start.
     let io = ProcessIo::default();
     io.close_stdin();
-    let child = io.open(&paths, (0, 0), &context()).await.unwrap();
+    let child = io
+        .open(&paths, StdioSetup::default(), &context())
+        .await
+        .unwrap();
     let mut process = std::fs::File::from(child.stdin.unwrap());
     let rest = tokio::task::spawn_blocking(move || {
         let mut rest = Vec::new();
@@ -121,7 +145,10 @@ async fn files_are_appended_to_and_unknown_schemes_are_named() {
     };
     check(&paths).unwrap();
     let io = ProcessIo::default();
-    let child = io.open(&paths, (0, 0), &context()).await.unwrap();
+    let child = io
+        .open(&paths, StdioSetup::default(), &context())
+        .await
+        .unwrap();
     std::fs::File::from(child.stdout.unwrap())
         .write_all(b"out\n")
         .unwrap();
@@ -129,7 +156,7 @@ async fn files_are_appended_to_and_unknown_schemes_are_named() {
         .write_all(b"err\n")
         .unwrap();
     drop(child.stdin);
-    assert!(io.drain(Duration::from_secs(5)).await);
+    io.drain(Duration::from_secs(5)).await.unwrap();
     let text = std::fs::read_to_string(file).unwrap();
     assert!(text == "out\nerr\n" || text == "err\nout\n", "{text:?}");
     let paths = StdioPaths {
@@ -141,5 +168,163 @@ async fn files_are_appended_to_and_unknown_schemes_are_named() {
             .unwrap_err()
             .to_string()
             .contains("gopher:///x")
+    );
+}
+
+/// Makes a pipe as small as can be.
+fn shrink(pipe: &std::fs::File) {
+    nix::fcntl::fcntl(pipe.as_raw_fd(), nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+}
+
+#[tokio::test]
+async fn a_full_disk_does_not_stop_the_process_and_is_told_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = nix::mount::mount(
+        Some("tmpfs"),
+        dir.path(),
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        Some("size=64k"),
+    );
+    if let Err(error) = mounted {
+        eprintln!("SKIPPED: mounting a small disk: {error}");
+        return;
+    }
+    let log = dir.path().join("log");
+    let filler = dir.path().join("filler");
+    std::fs::write(&filler, vec![0; 32 * 1024]).unwrap();
+    let paths = StdioPaths {
+        stdout: format!("file://{}", log.display()),
+        ..StdioPaths::default()
+    };
+    let io = ProcessIo::default();
+    let child = io
+        .open(&paths, StdioSetup::default(), &context())
+        .await
+        .unwrap();
+    let mut process = std::fs::File::from(child.stdout.unwrap());
+    // What is still in the pipe when the disk has room again must fit there.
+    shrink(&process);
+    // Far more than fits into disk and pipe together.
+    let mut process = tokio::task::spawn_blocking(move || {
+        process.write_all(&vec![b'x'; 1 << 20]).unwrap();
+        process
+    })
+    .await
+    .unwrap();
+    // The one that is full is taken from, not added to.
+    std::fs::remove_file(&filler).unwrap();
+    // Longer than the pause between two tries, which nothing announces.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    process.write_all(b"after\n").unwrap();
+    drop(process);
+    io.drain(Duration::from_secs(10)).await.unwrap();
+    let text = std::fs::read_to_string(&log).unwrap();
+    nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    let kept = text.bytes().filter(|byte| *byte == b'x').count();
+    let marker = text
+        .lines()
+        .find(|line| line.starts_with("[holdfast: "))
+        .unwrap_or_else(|| panic!("no marker in {} bytes", text.len()));
+    let lost: usize = marker.split(' ').nth(1).unwrap().parse().unwrap();
+    assert!(
+        marker.contains("stdout") && marker.contains("No space left"),
+        "{marker}"
+    );
+    // Markers may be several, if some of the disk was freed between.
+    let all: usize = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("[holdfast: "))
+        .map(|line| line.split(' ').next().unwrap().parse::<usize>().unwrap())
+        .sum();
+    assert!(lost > 0 && text.ends_with("after\n"), "{marker}");
+    assert_eq!(kept + all, 1 << 20);
+}
+
+#[tokio::test]
+async fn a_stalled_reader_blocks_or_is_dropped_as_the_policy_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = fifo(dir.path(), "out");
+    let mut client = std::fs::File::from(open(Path::new(&out), OFlag::O_RDONLY).unwrap());
+    let paths = StdioPaths {
+        stdout: out,
+        ..StdioPaths::default()
+    };
+    let setup = StdioSetup {
+        policy: Some(Policy::Drop {
+            after: Duration::from_millis(20),
+        }),
+        ..StdioSetup::default()
+    };
+    let io = ProcessIo::default();
+    let child = io.open(&paths, setup, &context()).await.unwrap();
+    let mut process = std::fs::File::from(child.stdout.unwrap());
+    shrink(&process);
+    let mut process = tokio::task::spawn_blocking(move || {
+        process.write_all(&vec![b'x'; 1 << 20]).unwrap();
+        process
+    })
+    .await
+    .unwrap();
+    // What is still in the pipe must fit into the fifo: it is much smaller.
+    // The reader wakes: what is in the fifo, then the marker, then what comes now.
+    let mut text = Vec::new();
+    let mut read_some = |text: &mut Vec<u8>| {
+        let mut buffer = [0; 65536];
+        while let Ok(size @ 1..) = client.read(&mut buffer) {
+            text.extend_from_slice(&buffer[..size]);
+        }
+    };
+    read_some(&mut text);
+    process.write_all(b"after\n").unwrap();
+    drop(process);
+    io.drain(Duration::from_secs(10)).await.unwrap();
+    read_some(&mut text);
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains("bytes of stdout were dropped here: its reader takes nothing"));
+    assert!(text.ends_with("after\n"));
+    assert!(text.len() < 1 << 20);
+
+    // Blocking is what a fifo does by itself.
+    let io = ProcessIo::default();
+    let child = io
+        .open(&paths, StdioSetup::default(), &context())
+        .await
+        .unwrap();
+    let process = child.stdout.unwrap();
+    set_nonblocking(&process).unwrap();
+    let mut process = std::fs::File::from(process);
+    let mut written = 0;
+    let until = std::time::Instant::now() + Duration::from_millis(400);
+    while std::time::Instant::now() < until {
+        match process.write(&[b'y'; 4096]) {
+            Ok(size) => written += size,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+        tokio::task::yield_now().await;
+    }
+    assert!(written < 1 << 20, "{written} bytes went somewhere");
+}
+
+#[tokio::test]
+async fn a_logger_that_fails_is_quoted_in_the_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("logger");
+    let script = "#!/bin/sh\necho 'no such collector: loki' >&2\nexit 1\n";
+    std::fs::write(&program, script).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, mode).unwrap();
+    let paths = StdioPaths {
+        stdout: format!("binary-v2://{}", program.display()),
+        ..StdioPaths::default()
+    };
+    let error = ProcessIo::default()
+        .open(&paths, StdioSetup::default(), &context())
+        .await
+        .unwrap_err();
+    let text = crate::fault::chain(&error);
+    assert!(
+        text.contains("ended before it was ready; it said: no such collector: loki"),
+        "{text}"
     );
 }

@@ -16,7 +16,7 @@ use crate::rootfs;
 use crate::runtime::{Call, ChildStdio, Runtime};
 use crate::stdio::console::ConsoleSocket;
 use crate::stdio::logger::LoggerContext;
-use crate::stdio::{self, ProcessIo, StdioPaths};
+use crate::stdio::{self, Policy, ProcessIo, StdioPaths, StdioSetup};
 
 /// Bound of the runtime's `create`, hooks and GPU stage included.
 pub(super) fn create_limit() -> Duration {
@@ -63,10 +63,9 @@ impl Launcher {
             let call = call.arg("--console-socket").arg(console.path());
             return Ok((call, Some(console)));
         }
-        let owner = (self.options.io_uid, self.options.io_gid);
         let child: ChildStdio = self
             .io
-            .open(&self.paths, owner, &self.context)
+            .open(&self.paths, self.stdio_setup(), &self.context)
             .await
             .map_err(|error| failed(&error))?;
         Ok((
@@ -78,6 +77,13 @@ impl Launcher {
         ))
     }
 
+    fn stdio_setup(&self) -> StdioSetup {
+        StdioSetup {
+            owner: (self.options.io_uid, self.options.io_gid),
+            policy: Policy::chosen(&self.options.stdio_policy),
+        }
+    }
+
     async fn attach(&self, console: Option<ConsoleSocket>) -> Result<(), Fault> {
         let Some(console) = console else {
             return Ok(());
@@ -87,7 +93,7 @@ impl Launcher {
             .await
             .map_err(|error| Fault::chain("failed to retrieve console master", &error))?;
         self.io
-            .attach(&self.paths, master, &self.context)
+            .attach(&self.paths, master, self.stdio_setup(), &self.context)
             .await
             .map_err(|error| Fault::chain("failed to start console copy", &error))
     }

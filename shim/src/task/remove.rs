@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_cgroups::Cgroup;
+use holdfast_record::deadline::limit_from_env;
 
 use super::stuck;
 use crate::fault::{Fault, chain};
@@ -14,7 +15,9 @@ use crate::runtime::{Call, Runtime};
 use crate::stdio::ProcessIo;
 
 /// How long output may still come after the process has ended.
-pub(super) const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+pub(super) fn drain_limit() -> Duration {
+    limit_from_env("DRAIN", Duration::from_secs(10))
+}
 /// Bound of the runtime's `delete`, poststop hooks included.
 const DELETE_LIMIT: Duration = Duration::from_secs(60);
 /// Bound of unmounting.
@@ -31,8 +34,8 @@ pub(super) async fn container(
     rootfs: Option<PathBuf>,
     cgroup: Option<Arc<Cgroup>>,
 ) -> Result<Vec<String>, Fault> {
-    if !io.drain(DRAIN_LIMIT).await {
-        log::warn!("delete: output was still held open {DRAIN_LIMIT:?} after the end; closed it");
+    if let Err(held) = io.drain(drain_limit()).await {
+        log::warn!("delete: {held}");
     }
     let call = Call::new("delete", DELETE_LIMIT).arg("--force");
     if let Err(error) = runtime.run(&reaper, call).await {

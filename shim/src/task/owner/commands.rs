@@ -466,8 +466,8 @@ impl Owner {
                 exec.delete = Some(reply);
                 let (io, id) = (Arc::clone(&exec.side.io), id.clone());
                 self.later(async move {
-                    if !io.drain(remove::DRAIN_LIMIT).await {
-                        log::warn!("delete of exec {id}: output was still held open {:?} after its end; closed it", remove::DRAIN_LIMIT);
+                    if let Err(held) = io.drain(remove::drain_limit()).await {
+                        log::warn!("delete of exec {id}: {held}");
                     }
                     Event::ExecCleared(id)
                 });
