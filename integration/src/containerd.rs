@@ -180,6 +180,13 @@ impl Containerd {
             .join(id)
     }
 
+    /// A folder that containerd and its shims search first, for programs of a test's own. It is
+    /// not there yet.
+    #[must_use]
+    pub fn programs_first(&self) -> PathBuf {
+        self.path("programs")
+    }
+
     /// What containerd logged.
     #[must_use]
     pub fn log(&self) -> String {
@@ -401,12 +408,16 @@ fn spawn(programs: &Path, folder: &Path) -> Child {
         .append(true)
         .open(folder.join("containerd.log"))
         .expect("containerd.log");
-    // Our binaries first, then this containerd's own shim, then the machine's.
+    // A test's own, our binaries, this containerd's own shim, then the machine's.
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = [place::built_dir(), programs.to_path_buf()]
-        .into_iter()
-        .chain(std::env::split_paths(&path))
-        .chain([PathBuf::from("/usr/sbin")]);
+    let path = [
+        folder.join("programs"),
+        place::built_dir(),
+        programs.to_path_buf(),
+    ]
+    .into_iter()
+    .chain(std::env::split_paths(&path))
+    .chain([PathBuf::from("/usr/sbin")]);
     Command::new(programs.join("containerd"))
         .arg("--config")
         .arg(folder.join("config.toml"))

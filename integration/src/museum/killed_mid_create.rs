@@ -1,0 +1,71 @@
+//! The runtime is killed in the middle of create, as the OOM killer does. Nothing of the container
+//! may be left, and its name must be free.
+
+use std::time::Duration;
+
+use super::fault::Fault;
+use super::stage::rpc;
+use super::{Outcome, Seen, Stage, within};
+
+const MOMENTS: [u64; 6] = [5, 10, 20, 40, 80, 160];
+
+pub(super) fn visit(stage: &Stage) -> Outcome {
+    let containerd = &stage.containerd;
+    let mut failed = 0;
+    let mut last = String::new();
+    for moment in MOMENTS {
+        stage.order("create", Fault::Die(Duration::from_millis(moment)));
+        let answer = stage.run(
+            "box",
+            &["--null-io"],
+            &["sleep", "600"],
+            Duration::from_secs(15),
+        );
+        stage.call_off("create");
+        if answer.code == Some(0) {
+            containerd.end_task("box");
+            continue;
+        }
+        failed += 1;
+        last = answer.said;
+        let deleted = stage.ctr(&["containers", "delete", "box"], Duration::from_secs(10));
+        if deleted.code != Some(0) {
+            last = deleted.said;
+        }
+    }
+    if failed == 0 {
+        return Err("create was always faster than its killer".to_owned());
+    }
+    // Sockets are another matter: a namesake takes them over.
+    let left = || -> Vec<String> {
+        let mut left = containerd.left_behind();
+        left.retain(|one| !one.starts_with("socket "));
+        left
+    };
+    let clean = within(Duration::from_secs(5), || left().is_empty().then_some(()));
+    let left = left();
+    let again = stage.run(
+        "box",
+        &["--null-io"],
+        &["sleep", "600"],
+        Duration::from_secs(15),
+    );
+    let kinds: Vec<&str> = left
+        .iter()
+        .filter_map(|one| one.split(' ').next())
+        .collect();
+    let rest = if kinds.is_empty() {
+        "nothing left".to_owned()
+    } else {
+        format!("left: {}", kinds.join(", "))
+    };
+    Ok(Seen {
+        held: clean.is_some() && again.code == Some(0),
+        what: format!(
+            "{failed} of {} creates killed, {rest}; the name again: {}",
+            MOMENTS.len(),
+            again.brief()
+        ),
+        said: rpc(&last),
+    })
+}
