@@ -181,6 +181,12 @@ impl State {
                 sys::personality(persona).map_err(call(b"personality"))
             }
             Step::Scheduler { attr } => sys::sched_setattr(attr).map_err(call(b"sched_setattr")),
+            Step::Affinity { mask } => {
+                sys::sched_setaffinity(mask).map_err(call(b"sched_setaffinity"))
+            }
+            Step::MemoryPolicy { mode, nodes } => {
+                sys::set_mempolicy(mode, nodes).map_err(call(b"set_mempolicy"))
+            }
             Step::IoPriority { value } => sys::ioprio_set(value).map_err(call(b"ioprio_set")),
             Step::Exec { .. } => Err(Fault::check(b"execve is not a step like the others")),
         }

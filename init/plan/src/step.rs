@@ -226,4 +226,8 @@ steps! {
     /// Copy what was held to `target`; with `attributes`, also the directory's own owner, mode
     /// and times.
     45 CopyUp { target: &'a CStr, attributes: bool }
+    /// `sched_setaffinity(0, mask)`.
+    46 Affinity { mask: &'a [u8] }
+    /// `set_mempolicy(mode, nodes)`: `mode` with flags, `nodes` in whole 64-bit words or empty.
+    47 MemoryPolicy { mode: u32, nodes: &'a [u8] }
 }

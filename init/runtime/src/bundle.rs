@@ -82,9 +82,6 @@ impl Bundle {
         if linux.intel_rdt().is_some() {
             return unsupported("linux.intelRdt");
         }
-        if linux.memory_policy().is_some() {
-            return unsupported("linux.memoryPolicy");
-        }
         if linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()) {
             return unsupported("linux.netDevices");
         }

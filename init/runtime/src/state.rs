@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use holdfast_cgroups::{Cgroup, FreezerState, SavedCgroup};
 use holdfast_record::process::{ProcessIdentity, Stat};
 use holdfast_record::{ContainerId, Timestamp};
-use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process};
+use oci_spec::runtime::{Hooks, LinuxMemoryPolicy, LinuxNamespaceType, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
@@ -58,6 +58,9 @@ pub struct Saved {
     /// Where its processes are.
     #[serde(default)]
     pub cgroup: Option<SavedCgroup>,
+    /// Memory policy of the container's processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_policy: Option<LinuxMemoryPolicy>,
     /// Namespaces that an exec process joins.
     pub namespaces: Vec<LinuxNamespaceType>,
     /// The container's own process: the template of `exec` without `--process`.

@@ -569,6 +569,22 @@ pub(crate) fn fsmount(context: i32, attributes: u32) -> Call<i32> {
     .map(fd)
 }
 
+pub(crate) fn sched_setaffinity(mask: &[u8]) -> Call<()> {
+    let from = mask.as_ptr() as usize;
+    call(k::__NR_sched_setaffinity, [0, mask.len(), from, 0, 0, 0]).map(drop)
+}
+
+pub(crate) fn set_mempolicy(mode: u32, nodes: &[u8]) -> Call<()> {
+    let from = if nodes.is_empty() {
+        0
+    } else {
+        nodes.as_ptr() as usize
+    };
+    // The kernel takes one bit less than it is told.
+    let bits = nodes.len() * 8 + 1;
+    call(k::__NR_set_mempolicy, [mode as usize, from, bits, 0, 0, 0]).map(drop)
+}
+
 pub(crate) fn setns(file: i32, flags: u32) -> Call<()> {
     call(k::__NR_setns, [reg(file), flags as usize, 0, 0, 0, 0]).map(drop)
 }

@@ -10,7 +10,7 @@ use oci_spec::runtime::LinuxNamespaceType as Type;
 use super::filter::Filter;
 use super::mounts::{self, Cgroups};
 use super::namespaces::{Namespaces, flag};
-use super::{Draft, PlanImage, devices, identity};
+use super::{Draft, PlanImage, devices, identity, placement};
 use crate::bundle::{Bundle, cstring, namespace};
 use crate::error::{Error, Result};
 
@@ -155,6 +155,7 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
         draft.push(Step::Chroot {}, "change the root");
     }
 
+    placement::memory_policy(&mut draft, linux.memory_policy().as_ref())?;
     identity::limits(&mut draft, process)?;
     // A user namespace made by an unprivileged user may have setgroups denied; with root's
     // mapping it is allowed.

@@ -3,11 +3,11 @@
 use std::os::fd::OwnedFd;
 
 use holdfast_plan::{Point, Step};
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{LinuxMemoryPolicy, Process};
 
 use super::create::{Prepared, console, labels, wait};
 use super::filter::Filter;
-use super::{Draft, identity};
+use super::{Draft, identity, placement};
 use crate::error::Result;
 
 /// What the plan depends on.
@@ -23,6 +23,8 @@ pub struct Inputs<'a> {
     pub root: Option<OwnedFd>,
     /// The container has a user namespace of its own.
     pub user_namespace: bool,
+    /// The container's memory policy.
+    pub memory_policy: Option<&'a LinuxMemoryPolicy>,
     /// The container's filter.
     pub filter: Option<&'a Filter>,
     /// The console socket, inheritable.
@@ -38,6 +40,7 @@ pub struct Inputs<'a> {
 pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     let process = inputs.process;
     let mut draft = Draft::new(inputs.preserve_fds)?;
+    placement::final_cpus(&mut draft, process)?;
     // Before joining: the labels go through the host's procfs.
     labels(
         &mut draft,
@@ -62,6 +65,7 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     if let Some(socket) = inputs.console {
         console(&mut draft, process, socket, false)?;
     }
+    placement::memory_policy(&mut draft, inputs.memory_policy)?;
     identity::limits(&mut draft, process)?;
     identity::become_process(
         &mut draft,

@@ -11,11 +11,12 @@ mod devices;
 mod draft;
 pub mod exec;
 pub mod filter;
-mod idmap;
 mod identity;
+mod idmap;
 mod mounts;
 pub mod namespaces;
 pub mod options;
+pub mod placement;
 
 pub use builder::{PlanBuilder, PlanImage};
 pub use draft::Draft;

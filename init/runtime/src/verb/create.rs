@@ -299,6 +299,7 @@ impl Creation<'_> {
             owner: nix::unistd::Uid::current().as_raw(),
             annotations: spec.annotations().clone().unwrap_or_default(),
             cgroup: Some(cgroup),
+            memory_policy: self.bundle.linux()?.memory_policy().clone(),
             namespaces: self.bundle.namespaces().iter().map(|n| n.typ()).collect(),
             process: self.bundle.process()?.clone(),
             hooks: spec.hooks().clone(),

@@ -14,6 +14,8 @@ use holdfast_cgroups::{Cgroup, CgroupPath, Hierarchies};
 use holdfast_plan::Point;
 use holdfast_record::{ContainerId, Deadline, ExitStatus};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use oci_spec::runtime::{Capability, Hook, LinuxNamespaceType as Type, Process};
 
 use super::create::{has_user_namespace, send_listener};
@@ -25,6 +27,7 @@ use crate::link::{Link, Said};
 use crate::plan::exec::{Inputs, prepare};
 use crate::plan::filter::Filter;
 use crate::plan::namespaces::{Joined, Namespaces, flag};
+use crate::plan::placement;
 use crate::registration::Shim;
 use crate::state::{Container, Status, write_whole};
 use crate::sys::clone::UserNamespace;
@@ -238,6 +241,29 @@ fn add_capabilities(process: &mut Process, more: &[Capability]) {
     process.set_capabilities(Some(sets));
 }
 
+/// This process on other CPUs, until it is dropped.
+struct OnCpus {
+    before: CpuSet,
+}
+
+impl OnCpus {
+    fn move_to(cpus: &CpuSet) -> Result<Self> {
+        let doing = || "run on the CPUs of process.execCPUAffinity.initial".to_owned();
+        let before = sched_getaffinity(Pid::from_raw(0)).doing(doing)?;
+        sched_setaffinity(Pid::from_raw(0), cpus).doing(doing)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for OnCpus {
+    fn drop(&mut self) {
+        if let Err(errno) = sched_setaffinity(Pid::from_raw(0), &self.before) {
+            // It only concerns where a process runs that has little left to do.
+            log::warn!("cannot return to the CPUs from before the exec: {errno}");
+        }
+    }
+}
+
 /// One additional process.
 struct Execution<'a> {
     container: &'a Container,
@@ -292,6 +318,7 @@ impl Execution<'_> {
             join: (flags != 0).then(|| (inherited, u32::try_from(flags).unwrap_or(0))),
             root: chroot,
             user_namespace: has_user_namespace(saved),
+            memory_policy: saved.memory_policy.as_ref(),
             filter: filter.as_ref(),
             console,
             preserve_fds: self.preserve_fds,
@@ -303,6 +330,10 @@ impl Execution<'_> {
         };
         let entrance = cgroup.as_ref().map(Cgroup::entrance).transpose()?;
         let program = self.process.args().iter().flatten().next();
+        // The new process inherits it and is there before it enters the cgroup.
+        let here = placement::initial_cpus(self.process)?
+            .map(|cpus| OnCpus::move_to(&cpus))
+            .transpose()?;
         let link = launch(
             &Launch {
                 namespaces: &namespaces,
@@ -315,6 +346,7 @@ impl Execution<'_> {
             prepared,
         )?
         .for_program(program.cloned().unwrap_or_default());
+        drop(here);
         Ok(link)
     }
 
@@ -416,6 +448,7 @@ fn run_inside(context: &Context, container: &Container, hook: &Hook, state: &[u8
         .set_args(Some(args))
         .set_env(hook.env().clone())
         .set_terminal(Some(false))
+        .set_exec_cpu_affinity(None)
         .set_cwd("/".into());
     let stdin = fd::sealed(c"state", state, false, false).doing(|| "pass the state".into())?;
     let stdin = File::open(format!("/proc/self/fd/{}", stdin.as_raw_fd()))
