@@ -3,8 +3,10 @@
 //! Runs on a blocking thread: mount(2) and umount(2) on a dead server can take for ever, and
 //! only their own container may wait for it.
 
+mod loop_device;
+
 use std::collections::BTreeSet;
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,8 @@ pub(crate) const BUSY_LIMIT: Duration = Duration::from_millis(2500);
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// Room mount(2) leaves for options: a page, less what the kernel adds.
 const MAX_OPTIONS: usize = 4096 - 512;
+/// Options that containerd keeps for itself.
+const OURS: &str = "X-containerd.";
 /// Most holders named.
 const MAX_HOLDERS: usize = 8;
 
@@ -56,6 +60,15 @@ pub(crate) enum RootfsError {
         /// The option at fault.
         option: String,
     },
+    /// A loop device.
+    #[error("mount: put the image {image} behind a loop device")]
+    Loop {
+        /// The image.
+        image: PathBuf,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
     /// The target directory.
     #[error("mount: the target {path}")]
     Target {
@@ -85,6 +98,8 @@ struct Parsed {
     flags: MsFlags,
     propagation: MsFlags,
     data: Vec<String>,
+    /// The source is a file, to be mounted through a loop device.
+    image: bool,
     unsupported: Option<String>,
 }
 
@@ -93,6 +108,7 @@ fn parse_options(options: &[String]) -> Parsed {
         flags: MsFlags::empty(),
         propagation: MsFlags::empty(),
         data: Vec::new(),
+        image: false,
         unsupported: None,
     };
     for option in options {
@@ -139,13 +155,13 @@ fn parse_options(options: &[String]) -> Parsed {
                 continue;
             }
             "loop" => {
-                parsed.unsupported = Some(option.clone());
+                parsed.image = true;
                 continue;
             }
             other => {
                 if other.starts_with("uidmap=") || other.starts_with("gidmap=") {
                     parsed.unsupported = Some(option.clone());
-                } else if !other.starts_with("X-containerd.") {
+                } else if !other.starts_with(OURS) {
                     parsed.data.push(option.clone());
                 }
                 continue;
@@ -176,7 +192,28 @@ pub(crate) fn mount_all(mounts: &[Mount], rootfs: &Path) -> Result<(), RootfsErr
     Ok(())
 }
 
-fn mount_one(one: &Mount, rootfs: &Path) -> Result<(), RootfsError> {
+/// The program that makes a mount which the kernel cannot make by itself, and its arguments;
+/// none for all others. As mount.fuse(8) has it: `fuse3.fuse-overlayfs` is made by `mount.fuse3`
+/// with `-t fuse-overlayfs`.
+pub(crate) fn helper(one: &Mount, rootfs: &Path) -> Option<(&'static str, Vec<OsString>)> {
+    let (program, kind) = if let Some(kind) = one.type_.strip_prefix("fuse3.") {
+        ("mount.fuse3", kind)
+    } else {
+        ("mount.fuse", one.type_.strip_prefix("fuse.")?)
+    };
+    let target = target(one, rootfs).ok()?;
+    let mut arguments = vec![OsString::from(&one.source), target.into()];
+    for option in &one.options {
+        if !option.starts_with(OURS) {
+            arguments.extend(["-o".into(), option.into()]);
+        }
+    }
+    arguments.extend(["-t".into(), kind.into()]);
+    Some((program, arguments))
+}
+
+/// Where a mount goes; made when it is not there.
+fn target(one: &Mount, rootfs: &Path) -> Result<PathBuf, RootfsError> {
     let target = if one.target.is_empty() {
         rootfs.to_owned()
     } else {
@@ -188,14 +225,13 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<(), RootfsError> {
             source,
         })?;
     }
+    Ok(target)
+}
+
+fn mount_one(one: &Mount, rootfs: &Path) -> Result<(), RootfsError> {
+    let target = target(one, rootfs)?;
     let parsed = parse_options(&one.options);
-    let unsupported = match one.type_.as_str() {
-        kind if kind == "fuse3" || kind.starts_with("fuse.") || kind.starts_with("fuse3.") => {
-            Some(kind.to_owned())
-        }
-        _ => parsed.unsupported.clone(),
-    };
-    if let Some(option) = unsupported {
+    if let Some(option) = parsed.unsupported {
         return Err(RootfsError::Unsupported {
             kind: one.type_.clone(),
             target,
@@ -209,6 +245,21 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<(), RootfsError> {
         options: one.options.clone(),
         source: errno.into(),
     };
+    let device = if parsed.image {
+        let read_only = parsed.flags.contains(MsFlags::MS_RDONLY);
+        let device = loop_device::attach(Path::new(&one.source), read_only).map_err(|source| {
+            RootfsError::Loop {
+                image: PathBuf::from(&one.source),
+                source,
+            }
+        })?;
+        Some(device)
+    } else {
+        None
+    };
+    let origin = device
+        .as_ref()
+        .map_or(Path::new(&one.source), |device| &device.path);
     let data = parsed.data.join(",");
     let first = parsed.flags
         - if parsed.flags.contains(MsFlags::MS_BIND) {
@@ -227,7 +278,7 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<(), RootfsError> {
             first
         };
         let data = (!data.is_empty()).then_some(data.as_str());
-        mount(Some(one.source.as_str()), &target, kind, first, data).map_err(failed)?;
+        mount(Some(origin), &target, kind, first, data).map_err(failed)?;
     }
     // A bind mount takes its flags only from a second call.
     let changes = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -507,10 +558,9 @@ mod tests {
         );
         assert_eq!(parsed.propagation, MsFlags::MS_SLAVE | MsFlags::MS_REC);
         assert_eq!(parsed.data, ["size=1k"]);
-        assert_eq!(
-            parse_options(&words("loop")).unsupported.as_deref(),
-            Some("loop")
-        );
+        assert!(parse_options(&words("loop ro")).image);
+        let map = "uidmap=0:1:2";
+        assert_eq!(parse_options(&words(map)).unsupported.as_deref(), Some(map));
     }
 
     #[test]
@@ -547,6 +597,90 @@ mod tests {
         assert_eq!(mounts_below(&rootfs).unwrap().len(), 0);
         // Twice is no error.
         unmount_all(&rootfs, BUSY_LIMIT).unwrap();
+    }
+
+    #[test]
+    fn a_fuse_mount_is_made_by_its_helper() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = mount_of(
+            "fuse3.fuse-overlayfs",
+            "overlay",
+            "lowerdir=/a:/b X-containerd.x=1",
+        );
+        let (program, arguments) = helper(&mount, dir.path()).unwrap();
+        let root = dir.path().to_str().unwrap();
+        let expected = [
+            "overlay",
+            root,
+            "-o",
+            "lowerdir=/a:/b",
+            "-t",
+            "fuse-overlayfs",
+        ];
+        assert_eq!(
+            (program, arguments),
+            ("mount.fuse3", expected.map(OsString::from).to_vec())
+        );
+        assert_eq!(
+            helper(&mount_of("fuse.x", "y", ""), dir.path()).unwrap().0,
+            "mount.fuse"
+        );
+        assert_eq!(helper(&mount_of("fuseblk", "y", ""), dir.path()), None);
+    }
+
+    #[test]
+    fn an_image_is_mounted_through_a_loop_device_that_frees_itself() {
+        if !may_mount() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (image, rootfs) = (dir.path().join("image"), dir.path().join("rootfs"));
+        std::fs::create_dir(&rootfs).unwrap();
+        std::fs::File::create(&image)
+            .unwrap()
+            .set_len(8 << 20)
+            .unwrap();
+        let made = std::process::Command::new("/usr/sbin/mkfs.ext4")
+            .arg("-q")
+            .arg(&image)
+            .status();
+        if !made.is_ok_and(|status| status.success()) || !Path::new("/dev/loop-control").exists() {
+            eprintln!("skipped: no mkfs.ext4 or no loop devices");
+            return;
+        }
+        let users = |image: &Path| {
+            std::fs::read_dir("/sys/block")
+                .unwrap()
+                .flatten()
+                .any(|device| {
+                    std::fs::read_to_string(device.path().join("loop/backing_file"))
+                        .is_ok_and(|file| Path::new(file.trim()) == image)
+                })
+        };
+        mount_all(
+            &[mount_of("ext4", image.to_str().unwrap(), "loop")],
+            &rootfs,
+        )
+        .unwrap();
+        assert!(users(&image) && rootfs.join("lost+found").is_dir());
+        std::fs::write(rootfs.join("file"), "kept").unwrap();
+        unmount_all(&rootfs, BUSY_LIMIT).unwrap();
+        mount_all(
+            &[mount_of("ext4", image.to_str().unwrap(), "loop ro")],
+            &rootfs,
+        )
+        .unwrap();
+        assert_eq!(
+            std::fs::read_to_string(rootfs.join("file")).unwrap(),
+            "kept"
+        );
+        std::fs::write(rootfs.join("file"), "no").unwrap_err();
+        unmount_all(&rootfs, BUSY_LIMIT).unwrap();
+        let until = Instant::now() + Duration::from_secs(5);
+        while users(&image) {
+            assert!(Instant::now() < until, "the device keeps the image");
+            std::thread::sleep(BUSY_PAUSE);
+        }
     }
 
     #[test]

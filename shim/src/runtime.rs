@@ -552,8 +552,8 @@ async fn overdue(working: &Working, deadline: &Deadline, verb: &'static str) -> 
     }
 }
 
-/// Kills a runtime with its process group.
-fn kill_group(child: &Child) {
+/// Kills a child that leads a process group, with the group.
+pub(crate) fn kill_group(child: &Child) {
     let _ = child.process.signal(libc::SIGKILL);
     if let Ok(pid) = i32::try_from(child.process.pid()) {
         let _ =

@@ -207,6 +207,66 @@ pub(crate) fn watch_oom(events: OomEvents) -> io::Result<(AsyncFd<OomSource>, In
     Ok((watched, interest))
 }
 
+/// `struct loop_info64` of loop(4).
+#[repr(C)]
+struct LoopInfo {
+    device_inode_rdevice_offset_size: [u64; 5],
+    number_and_encryption: [u32; 3],
+    flags: u32,
+    names_and_key: [u8; 64 + 64 + 32],
+    init: [u64; 2],
+}
+
+/// `struct loop_config` of loop(4).
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+/// Number of a loop device that was free a moment ago; made if need be.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<libc::c_long> {
+    const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
+    // SAFETY: the request takes no argument; `control` is open.
+    check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _) }.into())
+}
+
+/// Puts `image` behind a loop device that frees itself after its last use.
+///
+/// # Errors
+/// `EBUSY` when somebody else took it first.
+pub(crate) fn configure_loop(
+    device: BorrowedFd<'_>,
+    image: BorrowedFd<'_>,
+    read_only: bool,
+) -> io::Result<()> {
+    const LOOP_CONFIGURE: libc::c_ulong = 0x4c0a;
+    const READ_ONLY: u32 = 1;
+    const AUTOCLEAR: u32 = 4;
+    let config = LoopConfig {
+        fd: u32::try_from(image.as_raw_fd())
+            .map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?,
+        block_size: 0,
+        info: LoopInfo {
+            device_inode_rdevice_offset_size: [0; 5],
+            number_and_encryption: [0; 3],
+            flags: AUTOCLEAR | if read_only { READ_ONLY } else { 0 },
+            names_and_key: [0; 160],
+            init: [0; 2],
+        },
+        reserved: [0; 8],
+    };
+    // SAFETY: the request reads one `struct loop_config`, whose layout `LoopConfig` has and
+    // which lives through the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) }.into())
+        .map(drop)
+}
+
 /// A file in memory without a name; see memfd_create(2).
 ///
 /// # Errors

@@ -1,6 +1,9 @@
 //! Making a process: the steps of Create and of the start of an exec process.
 
+use std::ffi::OsString;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,13 +13,15 @@ use holdfast_record::ExecId;
 use holdfast_record::deadline::limit_from_env;
 
 use crate::fault::{Fault, chain};
+use crate::look::describe;
 use crate::options::Options;
 use crate::reaper::{Child, Reaper};
 use crate::rootfs;
-use crate::runtime::{Call, ChildStdio, Runtime};
+use crate::runtime::{Call, ChildStdio, Runtime, kill_group};
 use crate::stdio::console::ConsoleSocket;
 use crate::stdio::logger::LoggerContext;
 use crate::stdio::{self, Policy, ProcessIo, StdioPaths, StdioSetup};
+use crate::sys::{self, ChildSetup};
 
 /// Bound of the runtime's `create`, hooks and GPU stage included.
 pub(super) fn create_limit() -> Duration {
@@ -27,6 +32,9 @@ pub(super) fn create_limit() -> Duration {
 pub(super) fn exec_limit() -> Duration {
     limit_from_env("EXEC", Duration::from_secs(60))
 }
+
+/// Most bytes of a mount helper's words that go into an error.
+const MAX_WORDS: usize = 2048;
 
 /// Bound of mounting the root file system.
 fn mount_limit() -> Duration {
@@ -113,7 +121,7 @@ impl Launcher {
         let rootfs = self.bundle.join("rootfs");
         let mounted = !mounts.is_empty();
         if mounted {
-            mount(mounts, &rootfs).await?;
+            self.mount(mounts, &rootfs).await?;
         }
         let result = self.create_process(register).await;
         if result.is_err() {
@@ -128,6 +136,29 @@ impl Launcher {
             }
         }
         result
+    }
+
+    /// Mounts everything, in order; undone when one fails.
+    async fn mount(&self, mounts: Vec<Mount>, rootfs: &Path) -> Result<(), Fault> {
+        if mounts
+            .iter()
+            .all(|one| rootfs::helper(one, rootfs).is_none())
+        {
+            return mount(mounts, rootfs).await;
+        }
+        for one in mounts {
+            let made = match rootfs::helper(&one, rootfs) {
+                Some((program, arguments)) => {
+                    mount_by_helper(&self.reaper, Path::new(program), arguments).await
+                }
+                None => mount(vec![one], rootfs).await,
+            };
+            if made.is_err() {
+                unmount(rootfs).await;
+                return made;
+            }
+        }
+        Ok(())
     }
 
     async fn create_process<F>(&self, register: impl Fn(Child) -> F) -> Result<(), Fault>
@@ -237,6 +268,55 @@ async fn mount(mounts: Vec<Mount>, rootfs: &Path) -> Result<(), Fault> {
                 mount_limit()
             )))
         }
+    }
+}
+
+/// Runs a mount helper to its end. What it leaves running, the file system's server, ends with
+/// the mount.
+pub(super) async fn mount_by_helper(
+    reaper: &Reaper,
+    program: &Path,
+    arguments: Vec<OsString>,
+) -> Result<(), Fault> {
+    let failed = |what: &dyn std::fmt::Display| {
+        Fault::unknown(format!(
+            "failed to mount rootfs component: {}: {what}",
+            program.display()
+        ))
+    };
+    let words = sys::memory_file(c"holdfast-helper").map_err(|error| failed(&error))?;
+    let stderr = words.try_clone().map_err(|error| failed(&error))?;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(stderr));
+    let setup = ChildSetup {
+        own_group: true,
+        ..ChildSetup::default()
+    };
+    let mut child = reaper
+        .spawn(command, setup)
+        .map_err(|error| failed(&format!("{error}; is it installed?")))?;
+    let limit = mount_limit();
+    let Ok(ended) = tokio::time::timeout(limit, &mut child.ended).await else {
+        let state = describe(child.process.pid()).await;
+        kill_group(&child);
+        return Err(Fault::deadline(format!(
+            "create: {} did not finish within {limit:?}: {state}",
+            program.display()
+        )));
+    };
+    match ended {
+        Ok(ended) if ended.status.success() => Ok(()),
+        Ok(ended) => {
+            let mut said = vec![0; MAX_WORDS];
+            let size = words.read_at(&mut said, 0).unwrap_or(0);
+            let said = String::from_utf8_lossy(said.get(..size).unwrap_or_default()).into_owned();
+            Err(failed(&format!("{}: {}", ended.status, said.trim())))
+        }
+        Err(_) => Err(failed(&"its end was not seen")),
     }
 }
 

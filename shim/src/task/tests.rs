@@ -406,3 +406,26 @@ fn a_hanging_exec_holds_nothing_back() {
         );
     });
 }
+
+#[test]
+fn a_mount_helper_is_waited_for_and_quoted() {
+    alone("a_mount_helper_is_waited_for_and_quoted", &[], || async {
+        let world = World::new();
+        let helper = world.path("mount.fuse3");
+        let script = "#!/bin/sh\necho \"$@\" > \"$0.args\"\ncase $2 in *bad) echo 'fuse: device not found' >&2; exit 1;; esac\n";
+        std::fs::write(&helper, script).unwrap();
+        std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mount = |target: &str| {
+            let arguments = ["src", target, "-t", "x"].map(Into::into).to_vec();
+            launch::mount_by_helper(&world.shim.reaper, &helper, arguments)
+        };
+        mount("/good").await.unwrap();
+        let arguments = std::fs::read_to_string(world.path("mount.fuse3.args")).unwrap();
+        assert_eq!(arguments.trim(), "src /good -t x");
+        let fault = mount("/bad").await.unwrap_err();
+        assert!(fault.text.ends_with("fuse: device not found"), "{fault:?}");
+        let missing =
+            launch::mount_by_helper(&world.shim.reaper, Path::new("/no/mount.fuse"), Vec::new());
+        assert!(missing.await.unwrap_err().text.contains("is it installed?"));
+    });
+}
