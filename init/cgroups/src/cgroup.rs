@@ -12,6 +12,7 @@ use crate::error::{Error, Hint, Holder, Result};
 use crate::hierarchy::{Hierarchies, Hierarchy, Kind, Layout, read_proc};
 use crate::path::CgroupPath;
 use crate::sys;
+use crate::systemd::{self, Unit};
 use crate::{controllers, remove};
 
 /// A cgroup, in all hierarchies of the machine.
@@ -116,18 +117,92 @@ impl Cgroup {
                 this.nodes
                     .push(Node::new(hierarchy, base.join(path.below())));
                 match this.nodes.last_mut() {
-                    Some(node) => node.make(base, path.below(), hierarchies.layout(), resources),
+                    Some(node) => {
+                        node.make(base, path.below(), hierarchies.layout(), resources, None)
+                    }
                     None => Ok(()),
                 }
             });
+        this.made(result)
+    }
+
+    fn made(self, result: Result<()>) -> Result<Self> {
         match result {
-            Ok(()) => Ok(this),
+            Ok(()) => Ok(self),
             Err(error) => {
-                for node in &this.nodes {
+                for node in &self.nodes {
                     node.unmake();
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Fails when somebody is in the cgroup of a unit, or below: starting the unit anew would end them. One that does not
+    /// exist is vacant.
+    ///
+    /// # Errors
+    /// [`Error::NotEmpty`].
+    pub fn refuse_occupied(hierarchies: &Hierarchies, unit: &Unit) -> Result<()> {
+        let cgroup = match Self::open(hierarchies, &CgroupPath::of_unit(unit)) {
+            Ok(cgroup) => cgroup,
+            Err(error) if error.is_gone() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for node in &cgroup.nodes {
+            let pids = processes_below(&node.dir)?;
+            if !pids.is_empty() {
+                return Err(Error::NotEmpty {
+                    path: node.dir.path().to_owned(),
+                    holders: Holder::of_all(&pids),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The cgroup of a unit that [`Systemd::start`](crate::systemd::Systemd::start) has just started with `pid` in it.
+    ///
+    /// systemd has made the directory in the v2 hierarchy, or in those v1 hierarchies it uses; in the others it is made
+    /// here, and controllers that systemd does not know are switched on. Then `pid` is moved to wherever it is not yet.
+    ///
+    /// # Errors
+    /// As [`Self::create`]; [`Error::NotEmpty`] when another process is in it; [`crate::systemd::Error::Elsewhere`] when
+    /// no directory is there.
+    pub fn adopt(
+        hierarchies: &Hierarchies,
+        unit: &Unit,
+        resources: Option<&LinuxResources>,
+        pid: i32,
+    ) -> Result<Self> {
+        let path = CgroupPath::of_unit(unit);
+        let bases = bases(hierarchies, &path)?;
+        let exists = |base: &PathBuf| base.join(path.below()).is_dir();
+        if !bases.iter().any(exists) {
+            let base = bases.last().map(|base| base.join(path.below()));
+            return Err(Error::Systemd(systemd::Error::Elsewhere {
+                unit: unit.name().to_owned(),
+                path: base.unwrap_or_default().display().to_string(),
+            }));
+        }
+        let mut this = Self {
+            nodes: Vec::with_capacity(bases.len()),
+        };
+        let layout = hierarchies.layout();
+        let result = hierarchies
+            .list()
+            .iter()
+            .zip(&bases)
+            .try_for_each(|(hierarchy, base)| {
+                let mut node = Node::new(hierarchy, base.join(path.below()));
+                let made = node.make(base, path.below(), layout, resources, Some(pid));
+                this.nodes.push(node);
+                made
+            });
+        let this = this.made(result)?;
+        match this.attach(pid) {
+            Ok(()) => Ok(this),
+            Err(error) => this.made(Err(error)),
         }
     }
 
@@ -368,10 +443,11 @@ impl Node {
         below: &Path,
         layout: Layout,
         resources: Option<&LinuxResources>,
+        occupant: Option<i32>,
     ) -> Result<()> {
         self.make_directory(base, below)?;
         if !self.made {
-            self.refuse_occupied()?;
+            self.refuse_occupied(occupant)?;
         }
         match (layout, &self.hierarchy.kind) {
             (Layout::Unified, _) => {
@@ -424,10 +500,11 @@ impl Node {
         ))
     }
 
-    /// An existing cgroup may be taken over only when it is empty and its processes would run.
-    fn refuse_occupied(&self) -> Result<()> {
+    /// An existing cgroup may be taken over only when nobody but `occupant` is in it and its processes would run.
+    fn refuse_occupied(&self, occupant: Option<i32>) -> Result<()> {
         let path = || self.dir.path().to_owned();
-        let pids = processes_in(&self.dir)?;
+        let mut pids = processes_in(&self.dir)?;
+        pids.retain(|&pid| Some(pid) != occupant);
         if !pids.is_empty() {
             return Err(Error::NotEmpty {
                 path: path(),

@@ -155,6 +155,9 @@ pub enum Error {
         /// What was expected.
         what: &'static str,
     },
+    /// The systemd driver.
+    #[error(transparent)]
+    Systemd(#[from] crate::systemd::Error),
 }
 
 impl Error {
@@ -175,7 +178,8 @@ impl Error {
             | Self::Gone { .. }
             | Self::Deadline { .. }
             | Self::DeviceRules { .. }
-            | Self::Parse { .. } => None,
+            | Self::Parse { .. }
+            | Self::Systemd(_) => None,
         }
     }
 

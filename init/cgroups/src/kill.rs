@@ -210,18 +210,27 @@ impl Cgroup {
         }
     }
 
-    /// SIGKILL to everything in it, again while something is left, then [`Self::remove`].
+    /// [`Self::kill_all`], then [`Self::remove`].
     ///
     /// # Errors
-    /// As [`Self::signal_all`], [`Self::wait_empty`] and [`Self::remove`].
+    /// As these.
     pub fn kill_and_remove(&self, deadline: Instant) -> Result<()> {
+        self.kill_all(deadline)?;
+        self.remove(deadline)
+    }
+
+    /// SIGKILL to everything in it, again while something is left, until all are dead.
+    ///
+    /// # Errors
+    /// As [`Self::signal_all`] and [`Self::wait_empty`].
+    pub fn kill_all(&self, deadline: Instant) -> Result<()> {
         loop {
             self.signal_all(libc::SIGKILL, deadline)?;
             // Once is enough but for the odd case: a freezer frozen again from inside, a pid reused by a fork while the
             // signals went out.
             let now = Instant::now();
             match self.wait_empty(deadline.min(now + Duration::from_secs(1))) {
-                Ok(()) => return self.remove(deadline),
+                Ok(()) => return Ok(()),
                 Err(Error::Deadline { .. }) if Instant::now() < deadline => {}
                 Err(error) => return Err(error),
             }

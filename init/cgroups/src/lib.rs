@@ -1,4 +1,4 @@
-//! Control groups v1, v2 and hybrid, through the file system.
+//! Control groups v1, v2 and hybrid, through the file system; made by systemd where it is asked to ([`systemd`]).
 //!
 //! Used by the runtime (create, exec, update, delete) and by the shim (pids, stats, pause, resume, kill, oom), hence:
 //! nothing process-wide is touched, every wait has a deadline, all fds are close-on-exec.
@@ -33,6 +33,7 @@ mod remove;
 mod resources;
 mod stats;
 mod sys;
+pub mod systemd;
 
 pub use cgroup::{Cgroup, SavedCgroup, SavedPlace, join};
 pub use devices::default_device_rules;

@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::systemd::Unit;
 
 /// Who makes the cgroup. The caller decides (`--systemd-cgroup`, Options.systemd_cgroup).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -10,6 +11,8 @@ pub enum Driver {
     /// Directories made in the cgroup file system.
     #[default]
     Cgroupfs,
+    /// A scope made by systemd ([`crate::systemd`]); the directories in other hierarchies are made beside it.
+    Systemd,
 }
 
 /// Where a container's cgroup is, in every hierarchy.
@@ -22,7 +25,8 @@ pub enum CgroupPath {
 }
 
 impl CgroupPath {
-    /// From `linux.cgroupsPath`; without one (or with an empty one) the path is `/DEFAULT_PARENT/ID`.
+    /// From `linux.cgroupsPath`; without one (or with an empty one) the path is `/DEFAULT_PARENT/ID` for cgroupfs, and
+    /// what [`Unit::new`] says for systemd.
     ///
     /// # Errors
     /// [`Error::SystemdPath`] for `slice:prefix:name`; [`Error::BadPath`] for `..`, for the root itself, for a NUL
@@ -35,6 +39,7 @@ impl CgroupPath {
     ) -> Result<Self> {
         match driver {
             Driver::Cgroupfs => {}
+            Driver::Systemd => return Ok(Self::of_unit(&Unit::new(spec, id)?)),
         }
         match spec.filter(|path| !path.as_os_str().is_empty()) {
             None => {
@@ -69,6 +74,11 @@ impl CgroupPath {
     /// [`Error::BadPath`] as [`Self::new`].
     pub fn below_root(path: &Path) -> Result<Self> {
         Ok(Self::BelowRoot(clean(path)?))
+    }
+
+    /// Where systemd puts a unit.
+    pub fn of_unit(unit: &Unit) -> Self {
+        Self::BelowRoot(unit.below())
     }
 
     pub(crate) fn below(&self) -> &Path {

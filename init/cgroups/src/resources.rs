@@ -3,6 +3,8 @@
 mod v1;
 mod v2;
 
+pub(crate) use v2::{io_weight, swap_alone, weight_of_shares};
+
 use std::io;
 
 use oci_spec::runtime::LinuxResources;

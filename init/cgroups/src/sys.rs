@@ -387,3 +387,74 @@ pub(crate) fn link_count(fd: BorrowedFd<'_>) -> Option<u64> {
     )]
     Some(u64::from(out.st_nlink))
 }
+
+/// The name of a Unix socket.
+pub(crate) enum SocketName<'a> {
+    /// In the file system.
+    Path(&'a [u8]),
+    /// In the abstract namespace, without the leading zero byte.
+    Abstract(&'a [u8]),
+}
+
+/// Connects a stream socket. A listener whose queue is full makes connect(2) wait: not beyond `deadline`, where the
+/// error is `TimedOut`.
+pub(crate) fn connect(name: &SocketName<'_>, deadline: Instant) -> io::Result<OwnedFd> {
+    // SAFETY: sockaddr_un is plain bytes; all zeroes are a valid value of it.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX.unsigned_abs().try_into().unwrap_or_default();
+    // The zero in front of an abstract name, or behind a path.
+    let (bytes, at) = match name {
+        SocketName::Path(bytes) => (bytes, 0),
+        SocketName::Abstract(bytes) => (bytes, 1),
+    };
+    if bytes.len() + 1 > address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    for (place, byte) in address.sun_path.iter_mut().skip(at).zip(*bytes) {
+        *place = byte.cast_signed();
+    }
+    let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + bytes.len() + 1;
+    let length = libc::socklen_t::try_from(length).unwrap_or_default();
+    // SAFETY: no pointers.
+    let fd =
+        check(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: socket returned a new descriptor that nothing else owns.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    restart(|| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let left = libc::timeval {
+            tv_sec: left.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            // 0 would be for ever.
+            tv_usec: left.subsec_micros().max(1).into(),
+        };
+        let size = libc::socklen_t::try_from(size_of::<libc::timeval>()).unwrap_or_default();
+        // SAFETY: the pointer and the size describe `left`, which outlives the call.
+        check(unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_SNDTIMEO,
+                (&raw const left).cast(),
+                size,
+            )
+        })?;
+        // SAFETY: the pointer and the length describe `address`, of which `length` bytes are set; it outlives the call.
+        match check(unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), length) }) {
+            // SO_SNDTIMEO is over.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            other => other,
+        }
+    })?;
+    Ok(fd)
+}
+
+/// geteuid(2).
+pub(crate) fn effective_uid() -> u32 {
+    // SAFETY: no arguments, never fails.
+    unsafe { libc::geteuid() }
+}
