@@ -18,7 +18,7 @@ TEST_NEEDS  := containerd:containerd ctr:containerd runc:runc crun:crun strace:s
 # What only some tests need; without it they say so and are skipped.
 MORE_NEEDS  := dockerd:docker.io docker-init:tini podman:podman conmon:conmon catatonit:catatonit
 
-.PHONY: help build install check test test-unit test-integration demo bench clean tools
+.PHONY: help build install check test test-unit test-integration demo bench museum clean tools
 .PHONY: build-needs test-needs
 
 help: ## list the targets
@@ -62,6 +62,9 @@ demo: build test-needs ## a container from start to end under a private containe
 
 bench: build test-needs tools ## side by side with runc and crun: time, system calls, memory
 	cargo run --quiet --locked --profile harness -p holdfast-integration --bin bench
+
+museum: build test-needs tools ## what broke other shims, done to containerd's own shim and to ours, as a table
+	cargo run --quiet --locked --profile harness -p holdfast-integration --bin museum
 
 tools: ## fetch containerd 2.1 into tools/ (unpacked there, not installed)
 	@integration/tools.sh || echo "tools: containerd 2.1 could not be had: tests that need it will say so and be skipped"

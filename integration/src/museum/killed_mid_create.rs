@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use super::fault::Fault;
-use super::stage::rpc;
 use super::{Outcome, Seen, Stage, within};
 
 const MOMENTS: [u64; 6] = [5, 10, 20, 40, 80, 160];
@@ -66,6 +65,6 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
             MOMENTS.len(),
             again.brief()
         ),
-        said: rpc(&last),
+        said: stage.refused(&last),
     })
 }

@@ -5,12 +5,11 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use super::stage::rpc;
 use super::{Outcome, Seen, Stage, within};
 use crate::leaks::processes_mentioning;
 use crate::scratch::text;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(40);
 
 pub(super) fn visit(stage: &Stage) -> Outcome {
     let logger = stage.containerd.path("logger");
@@ -39,6 +38,6 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
             "ctr run: {}; left: {loggers} loggers, {shims} shims",
             created.brief()
         ),
-        said: rpc(&created.said),
+        said: stage.refused(&created.said),
     })
 }

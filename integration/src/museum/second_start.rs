@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use super::stage::rpc;
 use super::{Outcome, Seen, Stage, attempt, within};
 use crate::leaks::is_alive;
 use crate::shim::Shim;
@@ -35,7 +34,7 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
         "the second start was refused; shim and container live".to_owned()
     };
     let said = match second {
-        Ok(Err(refused)) => rpc(&refused.message),
+        Ok(Err(refused)) => stage.refused(&refused.message),
         Ok(Ok(pid)) => return Err(format!("the second start started {pid}")),
         Err(_) => None,
     };

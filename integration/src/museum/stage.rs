@@ -191,7 +191,25 @@ impl Stage {
             .lines()
             .find(|line| any_of.iter().any(|word| line.contains(word)))?;
         let message = line.split_once("msg=").map_or(line, |(_, rest)| rest);
-        Some(format!("log: {}", message.trim_matches('"')))
+        // Fields of the shim's line follow its text.
+        let message = message.split("\" id=").next().unwrap_or(message);
+        Some(format!(
+            "log: {}",
+            self.shortened(message.trim_matches(['"', '\\']))
+        ))
+    }
+
+    /// The refusal of a call as an explanation.
+    pub(super) fn refused(&self, said: &str) -> Option<String> {
+        let said = said.trim_start_matches("ctr: ");
+        (!said.is_empty()).then(|| format!("rpc: {}", self.shortened(said)))
+    }
+
+    /// Without the folder of this stage in its paths.
+    fn shortened(&self, text_with_paths: &str) -> String {
+        text_with_paths
+            .replace(text(&self.containerd.path("")).trim_end_matches('/'), "…")
+            .replace(&self.containerd.namespace, "museum")
     }
 
     /// Ends everything, for an exhibit that is over its limit.
@@ -202,10 +220,4 @@ impl Stage {
         }
         leaks::remove_cgroups(&self.containerd.namespace);
     }
-}
-
-/// The refusal of an RPC as an explanation.
-pub(super) fn rpc(said: &str) -> Option<String> {
-    let said = said.trim_start_matches("ctr: ");
-    (!said.is_empty()).then(|| format!("rpc: {said}"))
 }

@@ -17,15 +17,20 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
     let containerd = &stage.containerd;
     containerd.start_task("box", &[], &["sleep", "600"]);
     let shim = Shim::of(containerd, "box");
-    let fifo = containerd.path("stalled");
-    nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| e.to_string())?;
+    let [fifo, errors] = ["stalled-out", "stalled-err"].map(|name| containerd.path(name));
+    for path in [&fifo, &errors] {
+        nix::unistd::mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|e| e.to_string())?;
+    }
     let refused = |refused: Refused| refused.message;
     let args = ["head", "-c", "3000000", "/dev/zero"];
-    shim.exec_with_streams("box", "stalled", &args, ["", &text(&fifo), ""])
+    shim.exec_with_streams("box", "stalled", &args, ["", &text(&fifo), &text(&errors)])
         .map_err(refused)?;
-    let opener = thread::spawn(move || File::open(fifo));
+    // Open for reading both, but nothing is read.
+    let opener = thread::spawn(move || Ok((File::open(fifo)?, File::open(errors)?)));
     shim.start("box", "stalled").map_err(refused)?;
-    let reader = opener.join().map_err(|_| "the reader's thread failed")?;
+    let opened: std::io::Result<(File, File)> =
+        opener.join().map_err(|_| "the reader's thread failed")?;
+    let readers = opened.map_err(|e| e.to_string())?;
 
     let began = Instant::now();
     for number in 0..5 {
@@ -47,7 +52,7 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
         let state = shim.state("box", "stalled").ok()?;
         (state.status.value() == 3).then(|| began.elapsed())
     });
-    drop(reader);
+    drop(readers);
     let _ = shim.delete("box", "stalled");
     let end = ended.map_or("not told".to_owned(), |took| {
         format!("told after {}", seconds(took))

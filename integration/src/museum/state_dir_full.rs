@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 
-use super::stage::rpc;
 use super::{Outcome, Seen, Stage};
 
 const PATIENCE: Duration = Duration::from_secs(12);
@@ -63,7 +62,7 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
         said: if exec.code == Some(0) {
             None
         } else {
-            rpc(&exec.said)
+            stage.refused(&exec.said)
         },
     })
 }

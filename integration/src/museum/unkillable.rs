@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::stage::rpc;
 use super::{Outcome, Seen, Stage, within};
 use crate::leaks::is_alive;
 
@@ -55,7 +54,9 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
             removed.brief(),
         ),
         said: if named {
-            rpc(&killed.said).or_else(|| rpc(&removed.said))
+            stage
+                .refused(&killed.said)
+                .or_else(|| stage.refused(&removed.said))
         } else {
             stage.why("box")
         },
