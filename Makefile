@@ -18,11 +18,11 @@ TEST_NEEDS  := containerd:containerd ctr:containerd runc:runc crun:crun strace:s
 # What only some tests need; without it they say so and are skipped.
 MORE_NEEDS  := dockerd:docker.io docker-init:tini podman:podman conmon:conmon catatonit:catatonit
 
-.PHONY: help build install check test test-unit test-integration demo bench museum clean tools
+.PHONY: help build install check test test-unit test-integration test-v2 demo bench museum clean tools
 .PHONY: build-needs test-needs
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 build: build-needs ## release binaries, fully static, in target/release
 	$(STATIC_ENV) cargo build --release --locked --target $(HOST) -p holdfast -p holdfast-shim
@@ -48,14 +48,17 @@ check: build-needs ## formatting, lints, licences, and the rules of the house
 	else echo "cargo-deny is not installed: licences and advisories are NOT checked in this run"; fi
 	cargo test --locked -p holdfast-integration --test house
 
-test: ## every test: unit, then black-box against real containerd
-	@$(MAKE) --no-print-directory --keep-going test-unit test-integration
+test: ## every test: unit, then black-box against real containerd, then the runtime on cgroup v2
+	@$(MAKE) --no-print-directory --keep-going test-unit test-integration test-v2
 
 test-unit: build-needs ## tests that need no containerd
 	cargo test --locked --no-fail-fast --workspace --exclude holdfast-integration
 
 test-integration: build test-needs tools ## black-box tests of the built binaries against containerd 1.6 and 2.1
 	cargo test --locked --no-fail-fast -p holdfast-integration
+
+test-v2: build ## the runtime's tests on pure cgroup v2 with systemd, in a booted kernel (TESTS= picks some)
+	@integration/uml.sh $(TESTS)
 
 demo: build test-needs ## a container from start to end under a private containerd, every step checked
 	integration/demo.sh
