@@ -21,6 +21,7 @@ use containerd_shim_protos::events::task as events;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::ttrpc::proto::Code;
 use holdfast_cgroups::{Cgroup, When};
+use holdfast_record::deadline::limit_from_env;
 use holdfast_record::ledger::{Kind, Pod, Record};
 use holdfast_record::logging::take_incident;
 use holdfast_record::process::ProcessIdentity;
@@ -51,8 +52,13 @@ const EVENTS: usize = 256;
 /// Commands that may wait for another one of the container.
 const MAX_PENDING: usize = 32;
 /// How long init's exit waits for the exits of exec processes.
-const HOLD_LIMIT: Duration = Duration::from_secs(10);
-/// How long a start of an exec process may go on after init has ended: it cannot succeed.
+fn hold_limit() -> Duration {
+    limit_from_env("HOLD", Duration::from_secs(10))
+}
+/// What is told of an exec process whose end nobody has seen: containerd's "unknown".
+const UNSEEN: ExitStatus = ExitStatus::Exited(255);
+/// How long a start of an exec process may go on after init has ended: it cannot succeed. Also
+/// how long exec processes may take to end once they are killed for a delete.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(2);
 /// Bound of the runtime's `start`.
 const START_LIMIT: Duration = Duration::from_secs(120);

@@ -446,14 +446,22 @@ impl<P: Clone> Container<P> {
         }
     }
 
-    /// Delete ended; after a failure it can be tried again.
-    pub(crate) fn delete_done(&mut self, success: bool) {
+    /// Delete ended; after a failure it can be tried again. `unseen` is told of exec processes
+    /// that were told to run and whose end nobody has seen: nothing is told after a delete.
+    pub(crate) fn delete_done(&mut self, success: bool, unseen: Ended) {
         if let Init::Deleting(process, ended) = &self.init {
             let (process, ended) = (process.clone(), *ended);
             if success {
+                for (id, exec) in &mut self.execs {
+                    if let Exec::Running(process) = exec {
+                        let process = process.clone();
+                        self.told
+                            .push(Told::ExecExited(id.clone(), process.clone(), unseen));
+                        *exec = Exec::Stopped(process, unseen);
+                    }
+                }
                 self.told.push(Told::Deleted(process, ended));
                 self.init = Init::Deleted;
-                // Only what would not end in time is left, and nothing is told after a delete.
                 self.execs.clear();
             } else {
                 self.init = Init::Stopped(process, ended);

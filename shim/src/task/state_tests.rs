@@ -101,7 +101,7 @@ fn apply(model: &mut Model, world: &mut World, step: Step) {
         Step::Resume => drop(model.begin_resume()),
         Step::ResumeDone(ok) => drop(model.resume_done(ok)),
         Step::Delete => drop(model.begin_delete()),
-        Step::DeleteDone(ok) => model.delete_done(ok),
+        Step::DeleteDone(ok) => model.delete_done(ok, exit(255)),
         Step::ExecAdd(n) => drop(model.exec_add(exec_id(n))),
         Step::ExecStart(n) => {
             if model.exec_begin_start(&exec_id(n)).is_ok() {
@@ -186,6 +186,7 @@ fn check(told: &[Told<u32>], expired: bool) {
             Told::Paused | Told::Resumed => assert!(started && !exited),
             Told::Deleted(..) => {
                 assert!(exited, "deleted before its exit");
+                assert!(running.is_empty(), "deleted before an exec's exit");
                 deleted = true;
             }
         }
@@ -228,9 +229,7 @@ proptest! {
         check(&told, world.expired);
         let starts = told.iter().filter(|e| matches!(e, Told::ExecStarted(..))).count();
         let exits = told.iter().filter(|e| matches!(e, Told::ExecExited(..))).count();
-        // The end of a process that outlived the bound and its container is told to nobody.
-        let gone = world.expired && matches!(model.init(), Init::Deleted);
-        prop_assert!(starts == exits || gone);
+        prop_assert_eq!(starts, exits);
         let finals = told.iter().filter(|e| matches!(e, Told::Exited(..))).count();
         prop_assert_eq!(finals, 1);
         prop_assert!(!model.is_holding_exit());
@@ -370,7 +369,7 @@ fn the_tables_of_the_contract() {
         "cannot exec in a stopped state"
     );
     model.begin_delete().unwrap();
-    model.delete_done(true);
+    model.delete_done(true, exit(255));
     assert_eq!(
         text(model.begin_start().map(drop)),
         "cannot start a deleted process"

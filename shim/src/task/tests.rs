@@ -429,3 +429,39 @@ fn a_mount_helper_is_waited_for_and_quoted() {
         assert!(missing.await.unwrap_err().text.contains("is it installed?"));
     });
 }
+
+#[test]
+fn an_exec_that_outlives_the_bound_is_told_before_the_delete() {
+    let name = "an_exec_that_outlives_the_bound_is_told_before_the_delete";
+    alone(name, &[("HOLDFAST_DEADLINE_HOLD", "100ms")], || async {
+        let world = World::new();
+        let container = world.running().await;
+        let id = ExecId::new("e").unwrap();
+        let exec = |reply| Command::Exec(id.clone(), StdioPaths::default(), b"{}".to_vec(), reply);
+        container.ask(exec).await.unwrap();
+        // Not in init's pid namespace, so init's end is not its own.
+        std::fs::write(world.path("command"), "exec sleep 1000").unwrap();
+        container
+            .ask(|reply| Command::Start(Some(id.clone()), reply))
+            .await
+            .unwrap();
+        container.ask(kill(libc::SIGKILL)).await.unwrap();
+        let view = container.view().unwrap();
+        ended(&view.init).await;
+        let exec_view = view.execs.get(&id).unwrap();
+        assert_eq!(*exec_view.exit.borrow(), None);
+        container
+            .ask(|reply| Command::Delete(None, reply))
+            .await
+            .unwrap();
+        let status = ended(exec_view).await.status;
+        assert_eq!(status.signal(), Some(Signal::KILL));
+        world.gone().await;
+        let topics: Vec<_> = record::unacknowledged(&record::read(&world.path("bundle")))
+            .into_iter()
+            .map(|event| event.topic.trim_start_matches("/tasks/").to_owned())
+            .collect();
+        let expected = "create start exec-added exec-started exit exit delete";
+        assert_eq!(topics.join(" "), expected);
+    });
+}

@@ -448,7 +448,36 @@ impl Owner {
             (!self.mounts.is_empty()).then(|| self.bundle.join("rootfs")),
             self.cgroup.clone(),
         );
-        self.later(async move { Event::DeleteDone(work.await) });
+        // Exec processes that outlived init are told before the delete is.
+        let execs: Vec<(P, watch::Receiver<Option<Ended>>)> = self
+            .model
+            .execs()
+            .iter()
+            .filter_map(|(id, exec)| match exec {
+                Exec::Running(process) => Some((
+                    Arc::clone(process),
+                    self.execs.get(id)?.side.exit.subscribe(),
+                )),
+                Exec::Created
+                | Exec::Starting
+                | Exec::Registered(..)
+                | Exec::Stopped(..)
+                | Exec::Deleting(_) => None,
+            })
+            .collect();
+        self.later(async move {
+            let result = work.await;
+            if result.is_ok() {
+                let ends = async {
+                    for (process, mut exit) in execs {
+                        let _ = process.signal(libc::SIGKILL);
+                        let _ = exit.wait_for(Option::is_some).await;
+                    }
+                };
+                let _ = tokio::time::timeout(LAUNCH_LIMIT, ends).await;
+            }
+            Event::DeleteDone(result)
+        });
     }
 
     pub(super) fn delete_exec(&mut self, id: &ExecId, reply: Reply<Remains>) {

@@ -132,7 +132,8 @@ impl Owner {
                                 None => "its runtime has not answered".to_owned(),
                             };
                             log::warn!(
-                                "{container}: init's exit is told although exec {id} has not ended within {HOLD_LIMIT:?}: {state}"
+                                "{container}: init's exit is told although exec {id} has not ended within {:?}: {state}",
+                                hold_limit()
                             );
                         }
                     });
@@ -253,7 +254,22 @@ impl Owner {
                 ended: None,
             },
         };
-        self.model.delete_done(result.is_ok());
+        let unseen = Ended {
+            status: UNSEEN,
+            at: Timestamp::now(),
+        };
+        if result.is_ok() {
+            for (id, exec) in self.model.execs() {
+                if let Exec::Running(process) = exec {
+                    log::error!(
+                        "{}: exec {id} (process {}) would not end; its exit is told as {UNSEEN}",
+                        self.id,
+                        process.pid()
+                    );
+                }
+            }
+        }
+        self.model.delete_done(result.is_ok(), unseen);
         self.settle();
         let answer = match result {
             Ok(detached) => {

@@ -11,7 +11,7 @@ impl Owner {
                 Event::LaunchesOverdue
             });
             self.later(async {
-                tokio::time::sleep(HOLD_LIMIT).await;
+                tokio::time::sleep(hold_limit()).await;
                 Event::HoldExpired
             });
         }
