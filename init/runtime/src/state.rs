@@ -18,6 +18,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use holdfast_cgroups::systemd::Unit;
 use holdfast_cgroups::{Cgroup, FreezerState, SavedCgroup};
 use holdfast_record::process::{ProcessIdentity, Stat};
 use holdfast_record::{ContainerId, Timestamp};
@@ -58,6 +59,9 @@ pub struct Saved {
     /// Where its processes are.
     #[serde(default)]
     pub cgroup: Option<SavedCgroup>,
+    /// The unit that systemd has made for it; absent with the cgroupfs driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
     /// Memory policy of the container's processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_policy: Option<LinuxMemoryPolicy>,

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use holdfast_cgroups::systemd::Unit;
 use holdfast_cgroups::{
     Cgroup, CgroupPath, Driver, Hierarchies, SavedCgroup, When, default_device_rules,
 };
@@ -21,6 +22,7 @@ use holdfast_seccomp::ContainerProcessState;
 use libcontainer::user_ns::UserNamespaceConfig;
 use oci_spec::runtime::{LinuxNamespaceType as Type, LinuxResources};
 
+use super::unit::{self, NewUnit};
 use super::{Context, environment, state};
 use crate::bundle::{Bundle, cstring, is_new, namespace};
 use crate::error::{Doing, Error, Result};
@@ -104,6 +106,7 @@ pub(super) fn create_with(
     let mut undo = Undo {
         dir: &dir,
         cgroup: None,
+        unit: None,
     };
     let made = Creation {
         context,
@@ -144,17 +147,25 @@ fn console_socket(bundle: &Bundle, options: &Options, console: Console) -> Resul
 struct Undo<'a> {
     dir: &'a StateDir,
     cgroup: Option<Cgroup>,
+    unit: Option<Unit>,
 }
 
 impl Undo<'_> {
     fn all(&self) {
         if let Some(cgroup) = &self.cgroup {
-            if let Err(error) = cgroup.kill_and_remove(Instant::now() + UNDO_LIMIT) {
+            let until = Instant::now() + UNDO_LIMIT;
+            let ended = match &self.unit {
+                Some(unit) => unit::end(cgroup, unit, until),
+                None => cgroup.kill_and_remove(until).map_err(Error::from),
+            };
+            if let Err(error) = ended {
                 log::error!("failed create: {}", crate::error::chain(&error));
                 // Its place is recorded in state.json: `delete --force` can try again.
                 return;
             }
             cgroup.remove_made_parents();
+        } else if let Some(unit) = &self.unit {
+            unit::stop(unit);
         }
         if let Err(error) = self.dir.remove() {
             log::error!("failed create: {}", crate::error::chain(&error));
@@ -181,18 +192,17 @@ impl Creation<'_> {
         let bundle = self.bundle;
         let linux = bundle.linux()?;
         let list = bundle.namespaces();
-        if self.context.systemd_cgroup {
-            return Err(Error::Unsupported {
-                what: "the systemd cgroup driver (--systemd-cgroup)".into(),
-            });
-        }
         let hierarchies = Hierarchies::detect()?;
-        let path = CgroupPath::new(
-            linux.cgroups_path().as_deref(),
-            Driver::Cgroupfs,
-            DEFAULT_CGROUP_PARENT,
-            self.id.as_str(),
-        )?;
+        let spec = linux.cgroups_path().as_deref();
+        let id = self.id.as_str();
+        let (unit, path) = if self.context.systemd_cgroup {
+            let unit = Unit::new(spec, id)?;
+            let path = CgroupPath::of_unit(&unit);
+            (Some(unit), path)
+        } else {
+            let path = CgroupPath::new(spec, Driver::Cgroupfs, DEFAULT_CGROUP_PARENT, id)?;
+            (None, path)
+        };
         let resources = linux.resources().as_ref();
         let filter = linux
             .seccomp()
@@ -200,22 +210,40 @@ impl Creation<'_> {
             .map(|profile| Filter::compile(profile, &self.context.seccomp_cache()))
             .transpose()?;
         // On disk before it is made: whoever finds us killed knows where to look.
-        let mut saved = self.record(filter.as_ref(), Cgroup::intent(&hierarchies, &path)?)?;
+        let intent = Cgroup::intent(&hierarchies, &path)?;
+        let planned = Cgroup::from_saved(&intent);
+        let mut saved = self.record(filter.as_ref(), intent, unit.clone())?;
         self.dir.save(&saved)?;
-        let cgroup = undo
-            .cgroup
-            .insert(Cgroup::create(&hierarchies, &path, resources)?);
-        let made = cgroup.save();
-        if made.places.iter().any(|place| place.made_parents > 0) {
-            saved.cgroup = Some(made);
-            self.dir.save(&saved)?;
-        }
         let devices = device_rules(resources);
-        // Before anybody is inside: a rule set is not replaced in one piece on v1.
-        cgroup.apply(&devices, When::Create)?;
-        let into = cgroup.dir_fd()?;
-        let entrance = cgroup.entrance()?;
-        let pure_v2 = entrance.fds().len() == 0;
+        let entry = match &unit {
+            None => {
+                let cgroup = undo
+                    .cgroup
+                    .insert(Cgroup::create(&hierarchies, &path, resources)?);
+                self.save_made(&mut saved, cgroup)?;
+                // Before anybody is inside: a rule set is not replaced in one piece on v1.
+                cgroup.apply(&devices, When::Create)?;
+                Entry::Directories(cgroup)
+            }
+            Some(unit) => Entry::Unit {
+                new: NewUnit {
+                    id: self.id,
+                    unit,
+                    hierarchies: &hierarchies,
+                    resources,
+                    devices: &devices,
+                },
+                saved: &mut saved,
+                undo,
+            },
+        };
+        let (into, entrance) = match &entry {
+            Entry::Directories(cgroup) => (cgroup.dir_fd()?, Some(cgroup.entrance()?)),
+            Entry::Unit { .. } => (None, None),
+        };
+        let pure_v2 = entrance
+            .as_ref()
+            .is_some_and(|entrance| entrance.fds().len() == 0);
         let namespaces = Namespaces::decide(
             list,
             pure_v2,
@@ -224,13 +252,13 @@ impl Creation<'_> {
         let root = environment::open_root(&bundle.rootfs);
         let env = environment::complete(bundle.process()?, root.as_ref());
         // From inside another user namespace nobody may be cloned into a v2 group.
-        let attached_late = into.is_some() && !namespaces.in_between.is_empty();
+        let attached_late = unit.is_some() || (into.is_some() && !namespaces.in_between.is_empty());
         let prepared = prepare(Inputs {
             bundle,
             id: self.id.as_str(),
             namespaces: &namespaces,
             hierarchies: &hierarchies,
-            cgroup: Some(cgroup),
+            cgroup: Some(&planned),
             attached_late,
             filter: filter.as_ref(),
             env: &env,
@@ -252,7 +280,7 @@ impl Creation<'_> {
             &Launch {
                 namespaces: &namespaces,
                 cgroup: into,
-                entrance: Some(&entrance),
+                entrance: entrance.as_ref(),
                 sibling: shim.is_some(),
                 user_namespace,
                 stdio: None,
@@ -261,11 +289,11 @@ impl Creation<'_> {
         )?
         .for_program(program(bundle)?);
         let limits = Limits {
-            cgroup,
+            entry,
             resources,
             attach: attached_late,
         };
-        match self.accompany(&mut link, shim, &limits, filter.as_ref()) {
+        match self.accompany(&mut link, shim, limits, filter.as_ref()) {
             Ok(()) => Ok(Created { link }),
             Err(error) => {
                 let cause = link.last_words().unwrap_or(error);
@@ -287,7 +315,22 @@ impl Creation<'_> {
         Ok((make(self.dir.start_fifo())?, make(self.dir.result_fifo())?))
     }
 
-    fn record(&self, filter: Option<&Filter>, cgroup: SavedCgroup) -> Result<Saved> {
+    /// Records which directories are ours, where that is more than the intent says.
+    fn save_made(&self, saved: &mut Saved, cgroup: &Cgroup) -> Result<()> {
+        let made = cgroup.save();
+        if made.places.iter().any(|place| place.made_parents > 0) {
+            saved.cgroup = Some(made);
+            self.dir.save(saved)?;
+        }
+        Ok(())
+    }
+
+    fn record(
+        &self,
+        filter: Option<&Filter>,
+        cgroup: SavedCgroup,
+        unit: Option<Unit>,
+    ) -> Result<Saved> {
         let spec = &self.bundle.spec;
         Ok(Saved {
             version: crate::state::version(),
@@ -299,6 +342,7 @@ impl Creation<'_> {
             owner: nix::unistd::Uid::current().as_raw(),
             annotations: spec.annotations().clone().unwrap_or_default(),
             cgroup: Some(cgroup),
+            unit,
             memory_policy: self.bundle.linux()?.memory_policy().clone(),
             namespaces: self.bundle.namespaces().iter().map(|n| n.typ()).collect(),
             process: self.bundle.process()?.clone(),
@@ -312,7 +356,7 @@ impl Creation<'_> {
         &self,
         link: &mut Link,
         shim: Option<&Shim>,
-        limits: &Limits<'_>,
+        limits: Limits<'_, '_>,
         filter: Option<&Filter>,
     ) -> Result<()> {
         if let Some(shim) = shim {
@@ -323,7 +367,7 @@ impl Creation<'_> {
             write_maps(self.bundle, link.pid)?;
             link.go()?;
         }
-        limits.impose(link)?;
+        limits.impose(self, link)?;
         if let Some(value) = self.bundle.process()?.oom_score_adj() {
             set_oom_score(link.pid, value)?;
         }
@@ -398,24 +442,49 @@ fn join_flags(bundle: &Bundle) -> u64 {
         .fold(0, |flags, namespace| flags | flag(namespace.typ()))
 }
 
+/// How the new process comes into its cgroup.
+enum Entry<'a, 'u> {
+    /// The directories are there, with the device rules.
+    Directories(&'a Cgroup),
+    /// systemd makes them when there is a process to put in.
+    Unit {
+        new: NewUnit<'a>,
+        saved: &'a mut Saved,
+        undo: &'a mut Undo<'u>,
+    },
+}
+
 /// Control groups of the new process.
-struct Limits<'a> {
-    cgroup: &'a Cgroup,
+struct Limits<'a, 'u> {
+    entry: Entry<'a, 'u>,
     resources: Option<&'a LinuxResources>,
     /// The process has to be moved in, and waits for that.
     attach: bool,
 }
 
-impl Limits<'_> {
-    /// Everything but the device rules, while init works.
-    fn impose(&self, link: &Link) -> Result<()> {
-        if self.attach {
-            self.cgroup.attach(link.pid)?;
-        }
+impl Limits<'_, '_> {
+    /// Everything but the device rules, while init works; with systemd all of it.
+    fn impose(self, creation: &Creation<'_>, link: &Link) -> Result<()> {
+        let cgroup = match self.entry {
+            Entry::Directories(cgroup) => {
+                if self.attach {
+                    cgroup.attach(link.pid)?;
+                }
+                cgroup
+            }
+            Entry::Unit { new, saved, undo } => {
+                new.start(link.pid)?;
+                undo.unit = Some(new.unit.clone());
+                let cgroup = undo.cgroup.insert(new.adopt(link.pid)?);
+                creation.save_made(saved, cgroup)?;
+                new.restrict(cgroup)?;
+                cgroup
+            }
+        };
         if let Some(resources) = self.resources {
             let mut limits = resources.clone();
             limits.set_devices(None);
-            self.cgroup.apply(&limits, When::Create)?;
+            cgroup.apply(&limits, When::Create)?;
         }
         if self.attach {
             link.go()?;

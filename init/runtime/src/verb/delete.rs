@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use holdfast_cgroups::Cgroup;
 use holdfast_record::{ContainerId, Deadline};
 
-use super::{Context, state};
+use super::{Context, state, unit};
 use crate::error::{Doing, Error, Result};
 use crate::hooks::{HookStage, run_hooks};
 use crate::link::wait_readable;
@@ -111,9 +111,14 @@ pub(super) fn remove(context: &Context, container: &Container) -> Result<()> {
     if let Some(cgroup) = container.cgroup() {
         if container.init.is_some() {
             // Whatever still is in there is the container's: init is dead.
-            cgroup.kill_and_remove(Instant::now() + LIMIT)?;
+            let until = Instant::now() + LIMIT;
+            match &saved.unit {
+                Some(unit) => unit::end(&cgroup, unit, until)?,
+                None => cgroup.kill_and_remove(until)?,
+            }
             cgroup.remove_made_parents();
         } else {
+            // No unit either: it is started when the process is recorded.
             remove_unused(&cgroup);
         }
     }

@@ -11,6 +11,7 @@ pub mod ps;
 pub mod run;
 pub mod start;
 pub mod state;
+mod unit;
 pub mod update;
 
 use std::path::PathBuf;

@@ -7,7 +7,7 @@ use holdfast_cgroups::When;
 use holdfast_record::ContainerId;
 use oci_spec::runtime::LinuxResources;
 
-use super::Context;
+use super::{Context, unit};
 use crate::error::{Doing, Error, Result};
 use crate::state::Status;
 
@@ -40,5 +40,8 @@ pub fn update(context: &Context, id: &ContainerId, path: &Path) -> Result<()> {
             source,
         })?;
     let cgroup = container.cgroup().ok_or(Error::NotRunning)?;
+    if let Some(unit) = &container.saved.unit {
+        unit::update(unit, &resources)?;
+    }
     Ok(cgroup.apply(&resources, When::Update)?)
 }
