@@ -232,6 +232,8 @@ impl Root {
 }
 
 /// How far [`Root::descend`] came.
+// There is no allocator to box the path with, and at most one of these is alive.
+#[allow(clippy::large_enum_variant)]
 enum Descent {
     /// The directory is there.
     There(i32),
