@@ -22,7 +22,7 @@ fn cpus() -> Option<(usize, usize)> {
     let own = sched_getaffinity(Pid::from_raw(0)).unwrap();
     let mut list = (0..CpuSet::count()).filter(|cpu| own.is_set(*cpu).unwrap());
     let first = list.next()?;
-    Some((first, list.last()?))
+    Some((first, list.next_back()?))
 }
 
 fn looking(affinity: Value) -> Value {

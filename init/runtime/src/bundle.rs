@@ -82,9 +82,6 @@ impl Bundle {
         if linux.intel_rdt().is_some() {
             return unsupported("linux.intelRdt");
         }
-        if linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()) {
-            return unsupported("linux.netDevices");
-        }
         if linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()) {
             return unsupported("linux.mountLabel");
         }
@@ -186,6 +183,14 @@ fn check_namespaces(linux: &Linux) -> Result<()> {
         }
     }
     check_time_offsets(linux, list)?;
+    if linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())
+        && namespace(list, LinuxNamespaceType::Network).is_none()
+    {
+        return Err(Error::spec(
+            "linux.netDevices",
+            "need a network namespace in linux.namespaces",
+        ));
+    }
     if is_new(list, LinuxNamespaceType::User) {
         let mapped = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|m| !m.is_empty());
         if !mapped(linux.uid_mappings()) || !mapped(linux.gid_mappings()) {

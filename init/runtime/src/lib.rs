@@ -33,6 +33,7 @@ pub mod hooks;
 mod image;
 pub mod launch;
 pub mod link;
+mod net_devices;
 pub mod plan;
 mod registration;
 pub mod state;

@@ -29,6 +29,7 @@ use crate::error::{Doing, Error, Result};
 use crate::hooks::{HookNamespaces, HookStage, run_hooks};
 use crate::launch::{Launch, launch};
 use crate::link::Link;
+use crate::net_devices;
 use crate::plan::create::{Inputs, has_create_hooks, prepare};
 use crate::plan::filter::Filter;
 use crate::plan::namespaces::{Namespaces, flag};
@@ -368,6 +369,7 @@ impl Creation<'_> {
             link.go()?;
         }
         limits.impose(self, link)?;
+        net_devices::hand_over(self.bundle, link.pid)?;
         if let Some(value) = self.bundle.process()?.oom_score_adj() {
             set_oom_score(link.pid, value)?;
         }
