@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use holdfast_cgroups::systemd::Unit;
 use holdfast_cgroups::{
     Cgroup, CgroupPath, Driver, Error, FreezerState, Hierarchies, Layout, SavedCgroup, Stats, When,
     default_device_rules, join,
@@ -856,4 +857,62 @@ fn a_cgroup_may_be_shared_by_threads() {
     shared::<Cgroup>();
     shared::<Hierarchies>();
     shared::<holdfast_cgroups::OomEvents>();
+}
+
+/// As if systemd had just started a scope: it has made one directory and put the process there.
+#[test]
+fn what_systemd_has_made_is_taken_over() {
+    if !root() {
+        return;
+    }
+    for hierarchies in layouts() {
+        let slice = format!("holdfasttest{}.slice", nanos());
+        let unit = Unit::new(Some(Path::new(&format!("{slice}:test:1"))), "1").unwrap();
+        let elsewhere = Cgroup::adopt(&hierarchies, &unit, None, 1).unwrap_err();
+        assert!(
+            elsewhere.to_string().contains("does not exist"),
+            "{elsewhere}"
+        );
+        Cgroup::refuse_occupied(&hierarchies, &unit).unwrap();
+
+        // One of those systemd uses, and that takes a process without being set up (cpuset does not).
+        let its = hierarchies
+            .list()
+            .iter()
+            .find(|h| h.has("pids") || h.is_v2())
+            .unwrap();
+        let above = its.mount_point.join(&slice);
+        let dir = above.join("test-1.scope");
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        std::fs::write(dir.join("cgroup.procs"), pid.to_string()).unwrap();
+
+        let occupied = Cgroup::refuse_occupied(&hierarchies, &unit).unwrap_err();
+        assert!(matches!(occupied, Error::NotEmpty { .. }), "{occupied}");
+        let other = Cgroup::adopt(&hierarchies, &unit, None, pid + 1).unwrap_err();
+        assert!(matches!(other, Error::NotEmpty { .. }), "{other}");
+
+        let cgroup = Cgroup::adopt(&hierarchies, &unit, None, pid).unwrap();
+        let seen = Cgroup::of_process(&hierarchies, pid).unwrap();
+        assert_eq!(
+            cgroup.directories().collect::<Vec<_>>(),
+            seen.directories().collect::<Vec<_>>()
+        );
+        assert_eq!(cgroup.directories().count(), hierarchies.list().len());
+
+        cgroup.signal_all(9, soon()).unwrap();
+        child.wait().unwrap();
+        cgroup.kill_all(soon()).unwrap();
+        cgroup.remove(soon()).unwrap();
+        cgroup.remove_made_parents();
+        // The slice is systemd's, so it stays; everything in the other hierarchies was ours.
+        std::fs::remove_dir(&above).unwrap();
+        for hierarchy in hierarchies.list() {
+            assert!(
+                !hierarchy.mount_point.join(&slice).exists(),
+                "{hierarchy:?}"
+            );
+        }
+    }
 }
