@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::scratch::text;
@@ -12,26 +12,28 @@ use crate::scratch::text;
 pub(super) const HANG: &str = "613";
 
 /// What happens when the runtime is called for a verb.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Fault {
     /// It never does anything.
     Hang,
     /// It does its work, but only after this time.
     Delay(Duration),
-    /// It is killed this long after it has begun.
-    Die(Duration),
+    /// It is killed as soon as this file is there and has something in it, or is a folder.
+    Die(PathBuf),
 }
 
 impl Fault {
     /// The line the wrapper executes before it becomes the runtime.
-    fn line(self) -> String {
+    fn line(&self) -> String {
         match self {
             Self::Hang => format!("exec sleep {HANG}\n"),
             Self::Delay(time) => format!("sleep {}\n", time.as_secs_f64()),
-            // $$ stays the pid when the wrapper becomes the runtime.
-            Self::Die(time) => format!(
-                "(sleep {}; kill -9 $$) </dev/null >/dev/null 2>&1 &\n",
-                time.as_secs_f64()
+            // $$ stays the pid when the wrapper becomes the runtime. Files of /proc and of cgroups
+            // have no size, so reading decides; no program is started, for that would be too slow.
+            Self::Die(path) => format!(
+                "(until [ -d '{path}' ] || read line <'{path}' || [ ! -e /proc/$$ ]; do :; done; \
+                 kill -9 $$) </dev/null >/dev/null 2>&1 &\n",
+                path = text(path)
             ),
         }
     }
@@ -56,11 +58,64 @@ pub(super) fn write_wrapper(wrapper: &Path, program: &Path, orders: &Path) {
 }
 
 /// Makes a verb fail from now on.
-pub(super) fn order(orders: &Path, verb: &str, fault: Fault) {
+pub(super) fn order(orders: &Path, verb: &str, fault: &Fault) {
     fs::write(orders.join(verb), fault.line()).expect("order a fault");
 }
 
 /// Makes a verb work again.
 pub(super) fn call_off(orders: &Path, verb: &str) {
     fs::remove_file(orders.join(verb)).expect("call a fault off");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Command;
+
+    use crate::deadline;
+
+    #[test]
+    fn the_wrapper_obeys_for_the_ordered_verb_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let wrapper = folder.path().join("wrapper");
+        write_wrapper(&wrapper, Path::new("/bin/echo"), folder.path());
+        let run = |words: &[&str]| {
+            deadline::run(Command::new(&wrapper).args(words), Duration::from_secs(10))
+        };
+        assert_eq!(
+            run(&["--log", "x", "create", "box"]).ok(),
+            "--log x create box\n"
+        );
+
+        order(
+            folder.path(),
+            "create",
+            &Fault::Delay(Duration::from_millis(300)),
+        );
+        assert!(run(&["create", "box"]).took >= Duration::from_millis(300));
+        assert!(run(&["delete", "create"]).took < Duration::from_millis(300));
+        call_off(folder.path(), "create");
+        assert_eq!(run(&["create"]).ok(), "create\n");
+    }
+
+    #[test]
+    fn the_runtime_dies_when_the_file_has_something_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let wrapper = folder.path().join("wrapper");
+        let sign = folder.path().join("sign");
+        fs::write(&sign, "").unwrap();
+        // The runtime gives the sign itself, and would go on for a minute.
+        let script = format!("#!/bin/sh\necho now >{}\nexec sleep 60\n", sign.display());
+        let runtime = folder.path().join("runtime");
+        fs::write(&runtime, script).unwrap();
+        fs::set_permissions(&runtime, Permissions::from_mode(0o755)).unwrap();
+        write_wrapper(&wrapper, &runtime, folder.path());
+        order(folder.path(), "create", &Fault::Die(sign));
+        let died = deadline::run(
+            Command::new(&wrapper).arg("create"),
+            Duration::from_secs(10),
+        );
+        assert_eq!(died.status.signal(), Some(9), "{died}");
+    }
 }

@@ -1,19 +1,35 @@
 //! The runtime is killed in the middle of create, as the OOM killer does. Nothing of the container
 //! may be left, and its name must be free.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fault::Fault;
-use super::{Outcome, Seen, Stage, within};
+use super::{Outcome, Seen, Side, Stage, within};
 
-const MOMENTS: [u64; 6] = [5, 10, 20, 40, 80, 160];
+/// Every moment twice: the killer and the runtime race.
+const ROUNDS: usize = 2;
 
 pub(super) fn visit(stage: &Stage) -> Outcome {
     let containerd = &stage.containerd;
     let mut failed = 0;
     let mut last = String::new();
-    for moment in MOMENTS {
-        stage.order("create", Fault::Die(Duration::from_millis(moment)));
+    let namespace = &containerd.namespace;
+    let state = Path::new(match stage.side {
+        Side::Theirs => "/run/containerd/runc",
+        Side::Ours => "/run/holdfast",
+    });
+    let cgroup = Path::new("/sys/fs/cgroup/pids").join(namespace).join("box");
+    // Before anything is done, with a state, with a cgroup, with a process in it.
+    let moments = [
+        PathBuf::from("/"),
+        state.join(namespace).join("box"),
+        cgroup.clone(),
+        cgroup.join("cgroup.procs"),
+    ];
+    let all = moments.len() * ROUNDS;
+    for moment in moments.iter().cycle().take(all) {
+        stage.order("create", Fault::Die(moment.clone()));
         let answer = stage.run(
             "box",
             &["--null-io"],
@@ -61,8 +77,7 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
     Ok(Seen {
         held: clean.is_some() && again.code == Some(0),
         what: format!(
-            "{failed} of {} creates killed, {rest}; the name again: {}",
-            MOMENTS.len(),
+            "{failed} of {all} creates killed, {rest}; the name again: {}",
             again.brief()
         ),
         said: stage.refused(&last),

@@ -107,7 +107,7 @@ impl Stage {
 
     /// Makes a verb of the runtime fail from now on.
     pub(super) fn order(&self, verb: &str, fault: Fault) {
-        fault::order(&self.orders, verb, fault);
+        fault::order(&self.orders, verb, &fault);
     }
 
     /// Makes it work again.
