@@ -1,7 +1,8 @@
 //! Processes by pid *and* start time, and what `/proc` says of one for the text of an error.
 
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +63,7 @@ impl Stat {
     /// `NotFound` when no process has the pid; `InvalidData` when the line cannot be read.
     pub fn read(pid: u32) -> io::Result<Self> {
         // A process that ends between open and read gives ESRCH, which is the same answer.
-        let line = std::fs::read(format!("/proc/{pid}/stat")).map_err(|error| {
+        let line = read_stat(pid).map_err(|error| {
             if error.raw_os_error() == Some(libc::ESRCH) {
                 io::ErrorKind::NotFound.into()
             } else {
@@ -76,6 +77,15 @@ impl Stat {
             )
         })
     }
+}
+
+/// One read is enough, and all there is: the kernel writes the line at once, some 50 numbers and a name of 15 bytes (63
+/// for its own threads). A file that does not say how long it is would else be read in growing pieces.
+fn read_stat(pid: u32) -> io::Result<Vec<u8>> {
+    let mut line = vec![0; 4096];
+    let length = File::open(format!("/proc/{pid}/stat"))?.read(&mut line)?;
+    line.truncate(length);
+    Ok(line)
 }
 
 /// The name may hold spaces and parentheses, so the fields begin after the last closing one.

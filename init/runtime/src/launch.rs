@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use holdfast_cgroups::Entrance;
+use holdfast_cgroups::{Cgroup, Entrance, Hierarchies};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::error::{Doing, Error, Result};
@@ -22,6 +22,10 @@ pub struct Launch<'a> {
     pub namespaces: &'a Namespaces,
     /// The cgroup v2 directory to start in.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// Whose cgroup it starts in when `cgroup` has handed its controllers on to children and so
+    /// takes no process any more: that of the container's init process, which has moved on then
+    /// (systemd and docker in a container do so).
+    pub instead_of_divided: Option<i32>,
     /// The v1 cgroups to enter.
     pub entrance: Option<&'a Entrance>,
     /// Make it a child of our parent: the shim that registers it.
@@ -70,7 +74,12 @@ pub fn launch(request: &Launch<'_>, prepared: Prepared) -> Result<Link> {
     };
     let cloned = if request.namespaces.in_between.is_empty() {
         let homes = join_around(&request.namespaces.by_parent)?;
-        let cloned = clone_and_execute(&clone).map_err(explain_clone);
+        let cloned = match (clone_and_execute(&clone), request.instead_of_divided) {
+            (Err(error), Some(init)) if error.raw_os_error() == Some(libc::EBUSY) => {
+                clone_beside(&clone, init)
+            }
+            (cloned, _) => cloned.map_err(explain_clone),
+        };
         return_home(homes)?;
         cloned?
     } else {
@@ -78,6 +87,16 @@ pub fn launch(request: &Launch<'_>, prepared: Prepared) -> Result<Link> {
     };
     drop(kept);
     Ok(Link::new(cloned.pid, cloned.pidfd, ours, image.labels))
+}
+
+/// Clones into the cgroup v2 that `init` is in now.
+fn clone_beside(clone: &Clone3<'_>, init: i32) -> Result<Cloned> {
+    let cgroup = Cgroup::of_process(&Hierarchies::detect()?, init)?;
+    let request = Clone3 {
+        cgroup: cgroup.dir_fd()?,
+        ..*clone
+    };
+    clone_and_execute(&request).map_err(explain_clone)
 }
 
 fn explain_clone(source: io::Error) -> Error {

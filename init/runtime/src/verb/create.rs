@@ -281,6 +281,7 @@ impl Creation<'_> {
             &Launch {
                 namespaces: &namespaces,
                 cgroup: into,
+                instead_of_divided: None,
                 entrance: entrance.as_ref(),
                 sibling: shim.is_some(),
                 user_namespace,

@@ -338,6 +338,8 @@ impl Execution<'_> {
             &Launch {
                 namespaces: &namespaces,
                 cgroup: into,
+                // A cgroup that was asked for is that one or none.
+                instead_of_divided: self.cgroup.is_none().then_some(init),
                 entrance: entrance.as_ref(),
                 sibling,
                 user_namespace: UserNamespace::Unchanged,
