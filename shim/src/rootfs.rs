@@ -3,11 +3,13 @@
 //! Runs on a blocking thread: mount(2) and umount(2) on a dead server can take for ever, and
 //! only their own container may wait for it.
 
+mod idmap;
 mod loop_device;
 
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::sys;
+use idmap::Maps;
 
 /// How long a busy mount is tried again before its holders are named and it is detached.
 pub(crate) const BUSY_LIMIT: Duration = Duration::from_millis(2500);
@@ -48,17 +51,21 @@ pub(crate) enum RootfsError {
         #[source]
         source: io::Error,
     },
-    /// A kind of mount this version does not make.
+    /// Owners could not be shifted.
     #[error(
-        "mount {kind} on {target}: option {option:?} is not supported; let containerd mount it or use another snapshotter"
+        "mount: shift the owners of {origin} on {target} by {maps}; the file system below has to \
+         support idmapped mounts"
     )]
-    Unsupported {
-        /// File system type.
-        kind: String,
+    Shift {
+        /// Source.
+        origin: String,
         /// Where to.
         target: PathBuf,
-        /// The option at fault.
-        option: String,
+        /// The id maps.
+        maps: String,
+        /// The errno.
+        #[source]
+        source: io::Error,
     },
     /// A loop device.
     #[error("mount: put the image {image} behind a loop device")]
@@ -100,7 +107,7 @@ struct Parsed {
     data: Vec<String>,
     /// The source is a file, to be mounted through a loop device.
     image: bool,
-    unsupported: Option<String>,
+    maps: Maps,
 }
 
 fn parse_options(options: &[String]) -> Parsed {
@@ -109,7 +116,7 @@ fn parse_options(options: &[String]) -> Parsed {
         propagation: MsFlags::empty(),
         data: Vec::new(),
         image: false,
-        unsupported: None,
+        maps: Maps::default(),
     };
     for option in options {
         let (clear, flag) = match option.as_str() {
@@ -159,8 +166,10 @@ fn parse_options(options: &[String]) -> Parsed {
                 continue;
             }
             other => {
-                if other.starts_with("uidmap=") || other.starts_with("gidmap=") {
-                    parsed.unsupported = Some(option.clone());
+                if let Some(map) = other.strip_prefix("uidmap=") {
+                    map.clone_into(&mut parsed.maps.uid);
+                } else if let Some(map) = other.strip_prefix("gidmap=") {
+                    map.clone_into(&mut parsed.maps.gid);
                 } else if !other.starts_with(OURS) {
                     parsed.data.push(option.clone());
                 }
@@ -230,14 +239,21 @@ fn target(one: &Mount, rootfs: &Path) -> Result<PathBuf, RootfsError> {
 
 fn mount_one(one: &Mount, rootfs: &Path) -> Result<(), RootfsError> {
     let target = target(one, rootfs)?;
-    let parsed = parse_options(&one.options);
-    if let Some(option) = parsed.unsupported {
-        return Err(RootfsError::Unsupported {
-            kind: one.type_.clone(),
-            target,
-            option,
-        });
-    }
+    let mut parsed = parse_options(&one.options);
+    let maps = parsed.maps.clone();
+    let shift = |source: io::Error| RootfsError::Shift {
+        origin: one.source.clone(),
+        target: target.clone(),
+        maps: format!("{} and {}", maps.uid, maps.gid),
+        source,
+    };
+    let user = maps.user_namespace().map_err(shift)?;
+    let is_overlay = one.type_ == "overlay";
+    // Overlay itself cannot be shifted, its layers can.
+    let layers = match &user {
+        Some(user) if is_overlay => Some(shift_layers(&mut parsed, rootfs, user).map_err(shift)?),
+        Some(_) | None => None,
+    };
     let failed = |errno: Errno| RootfsError::Mount {
         kind: one.type_.clone(),
         origin: one.source.clone(),
@@ -267,7 +283,7 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<(), RootfsError> {
         } else {
             MsFlags::empty()
         };
-    if one.type_ == "overlay" && data.len() > MAX_OPTIONS {
+    if is_overlay && data.len() > MAX_OPTIONS {
         mount_long_overlay(&parsed, &target).map_err(failed)?;
     } else {
         let kind =
@@ -279,6 +295,11 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<(), RootfsError> {
         };
         let data = (!data.is_empty()).then_some(data.as_str());
         mount(Some(origin), &target, kind, first, data).map_err(failed)?;
+    }
+    drop(layers);
+    if let Some(user) = user.filter(|_| !is_overlay) {
+        // On top of the plain one; both go at the end.
+        idmap::mount(&target, &target, &user).map_err(shift)?;
     }
     // A bind mount takes its flags only from a second call.
     let changes = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -297,6 +318,21 @@ fn mount_one(one: &Mount, rootfs: &Path) -> Result<(), RootfsError> {
         .map_err(failed)?;
     }
     Ok(())
+}
+
+/// Replaces overlay's layers by shifted views of them, in the bundle.
+fn shift_layers(parsed: &mut Parsed, rootfs: &Path, user: &OwnedFd) -> io::Result<idmap::Layers> {
+    let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+    let option = parsed
+        .data
+        .iter_mut()
+        .find(|option| option.starts_with("lowerdir="))
+        .ok_or_else(invalid)?;
+    let layers: Vec<&str> = option.trim_start_matches("lowerdir=").split(':').collect();
+    let folder = rootfs.parent().ok_or_else(invalid)?.join(".shifted-layers");
+    let views = idmap::Layers::new(&layers, folder, user)?;
+    *option = views.option();
+    Ok(views)
 }
 
 /// `target` below `root`, refusing what would leave it.
@@ -559,8 +595,10 @@ mod tests {
         assert_eq!(parsed.propagation, MsFlags::MS_SLAVE | MsFlags::MS_REC);
         assert_eq!(parsed.data, ["size=1k"]);
         assert!(parse_options(&words("loop ro")).image);
-        let map = "uidmap=0:1:2";
-        assert_eq!(parse_options(&words(map)).unsupported.as_deref(), Some(map));
+        let shifted = parse_options(&words("uidmap=0:1:2 gidmap=0:3:4 index=off"));
+        let maps = ("0:1:2", "0:3:4");
+        assert_eq!((shifted.maps.uid.as_str(), shifted.maps.gid.as_str()), maps);
+        assert_eq!(shifted.data, ["index=off"]);
     }
 
     #[test]
@@ -626,6 +664,60 @@ mod tests {
             "mount.fuse"
         );
         assert_eq!(helper(&mount_of("fuseblk", "y", ""), dir.path()), None);
+    }
+
+    #[test]
+    fn owners_are_shifted_in_bind_mounts_and_layers() {
+        use std::os::unix::fs::MetadataExt as _;
+        if !may_mount() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (base, rootfs) = (dir.path().join("base"), dir.path().join("rootfs"));
+        std::fs::create_dir(&base).unwrap();
+        std::fs::create_dir(&rootfs).unwrap();
+        mount_all(&[mount_of("tmpfs", "tmpfs", "")], &base).unwrap();
+        let folder = |name: &str| {
+            let path = base.join(name);
+            std::fs::create_dir(&path).unwrap();
+            std::fs::write(path.join(format!("of-{name}")), "").unwrap();
+            path.display().to_string()
+        };
+        let (one, two) = (folder("one"), folder("two"));
+        let (upper, work) = (folder("upper"), folder("work"));
+        std::fs::remove_file(base.join("work/of-work")).unwrap();
+        let maps = "uidmap=0:100000:65536 gidmap=0:200000:65536";
+        let owner = |name: &str| {
+            let meta = std::fs::metadata(rootfs.join(name)).unwrap();
+            (meta.uid(), meta.gid())
+        };
+        let bind = mount_of("bind", &one, &format!("rbind ro {maps}"));
+        if let Err(error) = mount_all(&[bind], &rootfs) {
+            unmount_all(&base, BUSY_LIMIT).unwrap();
+            // Before Linux 6.3.
+            eprintln!("skipped: {}", crate::fault::chain(&error));
+            return;
+        }
+        let shifted = owner("of-one");
+        let read_only = std::fs::write(rootfs.join("new"), "").is_err();
+        unmount_all(&rootfs, BUSY_LIMIT).unwrap();
+        let options = format!("lowerdir={one}:{two},upperdir={upper},workdir={work} {maps}");
+        let options = options
+            .replace(",upperdir", " upperdir")
+            .replace(",workdir", " workdir");
+        let mounted = mount_all(&[mount_of("overlay", "overlay", &options)], &rootfs);
+        let owners = mounted
+            .is_ok()
+            .then(|| [owner("of-two"), owner("of-upper")]);
+        unmount_all(&rootfs, BUSY_LIMIT).unwrap();
+        let left = mounts_below(dir.path()).unwrap();
+        unmount_all(&base, BUSY_LIMIT).unwrap();
+        mounted.unwrap();
+        assert_eq!((shifted, read_only), ((100_000, 200_000), true));
+        // Only layers are shifted: what is above belongs to the container already.
+        assert_eq!(owners.unwrap(), [(100_000, 200_000), (0, 0)]);
+        assert_eq!(left, [std::fs::canonicalize(&base).unwrap()]);
+        assert!(!dir.path().join(".shifted-layers").exists());
     }
 
     #[test]

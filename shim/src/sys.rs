@@ -267,6 +267,84 @@ pub(crate) fn configure_loop(
         .map(drop)
 }
 
+/// A user namespace with these maps, in the format of `/proc/PID/uid_map`. It lives as long as
+/// the descriptor.
+///
+/// # Errors
+/// `EPERM` without the right to make one, `EINVAL` for maps that overlap.
+pub(crate) fn user_namespace(uid_map: &str, gid_map: &str) -> io::Result<OwnedFd> {
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    // No signal at its end: so the reaper does not see it, and it is waited for below.
+    const FLAGS: libc::c_long = libc::CLONE_NEWUSER as libc::c_long;
+    // SAFETY: like fork(2), with a new user namespace: no stack and no pointers are passed.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, FLAGS, 0, 0, 0, 0) })?;
+    if pid == 0 {
+        // SAFETY: only system calls on integers and a local byte, as is right after a fork; the
+        // read returns when the parent closes its end or dies.
+        unsafe {
+            libc::close(writer.as_raw_fd());
+            let mut byte = 0u8;
+            libc::read(reader.as_raw_fd(), (&raw mut byte).cast(), 1);
+            libc::_exit(0);
+        }
+    }
+    let result = std::fs::write(format!("/proc/{pid}/uid_map"), uid_map)
+        .and_then(|()| std::fs::write(format!("/proc/{pid}/gid_map"), gid_map))
+        .and_then(|()| File::open(format!("/proc/{pid}/ns/user")));
+    drop(writer);
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: our own child, which ends now; null asks for no status.
+    while unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WCLONE) } < 0
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
+    result.map(OwnedFd::from)
+}
+
+/// Mounts the file system at `source` on `target` with its owners shifted by a user namespace;
+/// see mount_setattr(2).
+///
+/// # Errors
+/// `EINVAL` for a file system that cannot be shifted.
+pub(crate) fn mount_shifted(source: &CStr, target: &CStr, user: BorrowedFd<'_>) -> io::Result<()> {
+    const OPEN_TREE_CLONE: libc::c_uint = 1;
+    const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
+    // SAFETY: `source` ends with NUL and lives through the call.
+    let tree = fd_from(check(unsafe {
+        libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, source.as_ptr(), flags)
+    })?)?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(user.as_raw_fd()).map_err(io::Error::other)?,
+    };
+    // SAFETY: an empty NUL-terminated path, and a `struct mount_attr` with its size, both living
+    // through the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    })?;
+    // SAFETY: both strings end with NUL and live through the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    })
+    .map(drop)
+}
+
 /// A file in memory without a name; see memfd_create(2).
 ///
 /// # Errors
