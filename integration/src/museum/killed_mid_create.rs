@@ -1,11 +1,13 @@
 //! The runtime is killed in the middle of create, as the OOM killer does. Nothing of the container
 //! may be left, and its name must be free.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fault::Fault;
 use super::{Outcome, Seen, Side, Stage, within};
+use crate::leaks;
 
 /// Every moment twice: the killer and the runtime race.
 const ROUNDS: usize = 2;
@@ -19,7 +21,13 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
         Side::Theirs => "/run/containerd/runc",
         Side::Ours => "/run/holdfast",
     });
-    let cgroup = Path::new("/sys/fs/cgroup/pids").join(namespace).join("box");
+    let hierarchies = leaks::hierarchies();
+    let hierarchy = hierarchies
+        .iter()
+        .find(|path| path.ends_with("pids"))
+        .or(hierarchies.first())
+        .ok_or("no cgroups here")?;
+    let cgroup = hierarchy.join(namespace).join("box");
     // Before anything is done, with a state, with a cgroup, with a process in it.
     let moments = [
         PathBuf::from("/"),
@@ -65,9 +73,14 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
         &["sleep", "600"],
         Duration::from_secs(15),
     );
-    let kinds: Vec<&str> = left
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for one in &left {
+        let kind = one.split(' ').next().unwrap_or_default();
+        *kinds.entry(kind).or_default() += 1;
+    }
+    let kinds: Vec<String> = kinds
         .iter()
-        .filter_map(|one| one.split(' ').next())
+        .map(|(kind, count)| format!("{count} × {kind}"))
         .collect();
     let rest = if kinds.is_empty() {
         "nothing left".to_owned()
