@@ -122,6 +122,11 @@ pub const EXHIBITS: &[Exhibit] = &[
     exhibit("containerd stopped", 60, containerd_stopped::visit),
     exhibit("fifo reader stalled", 60, stalled_reader::visit),
     exhibit("SIGKILL of the shim", 60, shim_killed::visit),
+    exhibit(
+        "SIGKILL of the shim, containerd down",
+        60,
+        shim_killed::visit_while_down,
+    ),
 ];
 
 const fn exhibit(name: &'static str, seconds: u64, visit: fn(&Stage) -> Outcome) -> Exhibit {

@@ -20,12 +20,33 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
     let shim = Shim::of(containerd, "box").pid("box");
     kill(Pid::from_raw(shim), Signal::SIGKILL).map_err(|e| e.to_string())?;
 
-    let ended = within(PATIENCE, || (!is_alive(init)).then_some(()));
     let code = within(PATIENCE, || {
         let events = subscriber.tasks();
         let exit = events.iter().find(|event| event.topic == "/tasks/exit")?;
         Some(exit.number("exit_status"))
     });
+    let told = code.map_or("no exit told".to_owned(), |code| {
+        format!("exit {code} told")
+    });
+    Ok(judge(stage, init, &told, code.is_some()))
+}
+
+/// The same while containerd is down: nobody sees it happen. What counts is what can be learned
+/// when containerd is back.
+pub(super) fn visit_while_down(stage: &Stage) -> Outcome {
+    let containerd = &stage.containerd;
+    let init = containerd.start_task("box", &[], &["sleep", "600"]);
+    let shim = Shim::of(containerd, "box").pid("box");
+    containerd.kill_daemon();
+    kill(Pid::from_raw(shim), Signal::SIGKILL).map_err(|e| e.to_string())?;
+    within(PATIENCE, || (!is_alive(shim)).then_some(())).ok_or("the shim does not end")?;
+    containerd.start_daemon();
+    let status = stage.status("box");
+    Ok(judge(stage, init, &format!("status {status}"), true))
+}
+
+fn judge(stage: &Stage, init: i32, told: &str, is_told: bool) -> Seen {
+    let ended = within(PATIENCE, || (!is_alive(init)).then_some(()));
     let said = stage.why("box");
     // Anything that was recorded counts, also what containerd logs about the shim's end.
     let signal = ["SIGKILL", "signal: killed", "signal 9"];
@@ -34,9 +55,6 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
         .into_iter()
         .chain(stage.logged(&signal))
         .find(|text| text.contains("shim") && signal.iter().any(|word| text.contains(word)));
-    let told = code.map_or("no exit told".to_owned(), |code| {
-        format!("exit {code} told")
-    });
     let container = if ended.is_some() {
         "ended"
     } else {
@@ -47,9 +65,9 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
     } else {
         "nothing says that the shim was killed"
     };
-    Ok(Seen {
-        held: code.is_some() && recorded.is_some(),
+    Seen {
+        held: is_told && recorded.is_some(),
         what: format!("the container {container}, {told}; {cause}"),
         said,
-    })
+    }
 }
