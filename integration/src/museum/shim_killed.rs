@@ -1,12 +1,14 @@
 //! The shim is killed. That it ends its container is known; but afterwards somebody must be able
 //! to learn that the container's 137 came from there.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{Outcome, Seen, Stage, within};
+use crate::containerd::Containerd;
 use crate::events::Subscriber;
 use crate::leaks::is_alive;
 use crate::shim::Shim;
@@ -15,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn visit(stage: &Stage) -> Outcome {
     let containerd = &stage.containerd;
+    end_one_as_usual(stage)?;
     let init = containerd.start_task("box", &[], &["sleep", "600"]);
     let subscriber = Subscriber::new(containerd);
     let shim = Shim::of(containerd, "box").pid("box");
@@ -22,7 +25,9 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
 
     let code = within(PATIENCE, || {
         let events = subscriber.tasks();
-        let exit = events.iter().find(|event| event.topic == "/tasks/exit")?;
+        let exit = events
+            .iter()
+            .find(|event| event.topic == "/tasks/exit" && event.text("id") == "box")?;
         Some(exit.number("exit_status"))
     });
     let told = code.map_or("no exit told".to_owned(), |code| {
@@ -35,6 +40,7 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
 /// when containerd is back.
 pub(super) fn visit_while_down(stage: &Stage) -> Outcome {
     let containerd = &stage.containerd;
+    end_one_as_usual(stage)?;
     let init = containerd.start_task("box", &[], &["sleep", "600"]);
     let shim = Shim::of(containerd, "box").pid("box");
     containerd.kill_daemon();
@@ -48,26 +54,58 @@ pub(super) fn visit_while_down(stage: &Stage) -> Outcome {
 fn judge(stage: &Stage, init: i32, told: &str, is_told: bool) -> Seen {
     let ended = within(PATIENCE, || (!is_alive(init)).then_some(()));
     let said = stage.why("box");
-    // Anything that was recorded counts, also what containerd logs about the shim's end.
-    let signal = ["SIGKILL", "signal: killed", "signal 9"];
-    let recorded = said
-        .clone()
-        .into_iter()
-        .chain(stage.logged(&signal))
-        .find(|text| text.contains("shim") && signal.iter().any(|word| text.contains(word)));
+    let of_record = said
+        .as_ref()
+        .is_some_and(|sentence| sentence.contains("lost its shim"));
+    // containerd logs the end of every shim, also of one that had nothing left to do. Only what
+    // it says of this one alone can tell somebody what happened.
+    let usual = about_shim(&stage.containerd, "usual");
+    let box_alone: Vec<String> = about_shim(&stage.containerd, "box")
+        .difference(&usual)
+        .cloned()
+        .collect();
     let container = if ended.is_some() {
         "ended"
     } else {
         "lives on alone"
     };
-    let cause = if recorded.is_some() {
-        "that the shim was killed is recorded"
-    } else {
-        "nothing says that the shim was killed"
+    let cause = match (of_record, box_alone.as_slice()) {
+        (true, _) => "a record says that it lost its shim".to_owned(),
+        (false, []) => "logged as any other end of a shim".to_owned(),
+        (false, [first, ..]) => format!("logged: {}", stage.shortened(first)),
     };
     Seen {
-        held: is_told && recorded.is_some(),
+        held: is_told && (of_record || !box_alone.is_empty()),
         what: format!("the container {container}, {told}; {cause}"),
         said,
     }
+}
+
+/// A container that ends as it should, and its shim after it: to compare with.
+fn end_one_as_usual(stage: &Stage) -> Result<(), String> {
+    stage.containerd.start_task("usual", &[], &["sleep", "600"]);
+    stage.containerd.end_task("usual");
+    let disconnected = || {
+        let about = about_shim(&stage.containerd, "usual");
+        about
+            .iter()
+            .any(|message| message.contains("disconnected"))
+            .then_some(())
+    };
+    within(PATIENCE, disconnected).ok_or("containerd does not notice the end of a shim".to_owned())
+}
+
+/// What containerd logged about the shim of a container.
+fn about_shim(containerd: &Containerd, id: &str) -> BTreeSet<String> {
+    let [field, path] = [format!(" id={id} "), format!("/{id}\"")];
+    let log = containerd.log();
+    let lines = log
+        .lines()
+        .filter(|line| line.contains(&field) || line.contains(&path));
+    lines
+        .filter_map(|line| {
+            let message = line.split_once("msg=\"")?.1.split('"').next()?;
+            message.contains("shim").then(|| message.to_owned())
+        })
+        .collect()
 }

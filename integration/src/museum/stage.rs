@@ -206,7 +206,7 @@ impl Stage {
     }
 
     /// Without the folder of this stage in its paths.
-    fn shortened(&self, text_with_paths: &str) -> String {
+    pub(super) fn shortened(&self, text_with_paths: &str) -> String {
         text_with_paths
             .replace(text(&self.containerd.path("")).trim_end_matches('/'), "…")
             .replace(&self.containerd.namespace, "museum")
