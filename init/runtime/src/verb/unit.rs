@@ -37,7 +37,7 @@ impl NewUnit<'_> {
     /// systemd has words for them; the rest, and the exact values, the caller applies to the cgroup.
     pub(super) fn start(&self, pid: i32) -> Result<()> {
         let mut properties =
-            device_properties(self.devices).map_err(holdfast_cgroups::Error::from)?;
+            device_properties(self.devices)?;
         if let Some(resources) = self.resources {
             properties.extend(limit_properties(resources, v1(self.hierarchies))?);
         }
