@@ -230,6 +230,11 @@ impl Runtime {
         }
     }
 
+    /// Whether it has the verb `checkpoint`.
+    pub(crate) fn can_checkpoint(&self) -> bool {
+        self.flavour == Flavour::Foreign
+    }
+
     fn command(&self, call: &mut Call, log: &Path) -> Command {
         let mut command = Command::new(&self.binary);
         command

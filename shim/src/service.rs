@@ -9,7 +9,7 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp as ProtoTime;
 use containerd_shim_protos::protobuf::{EnumOrUnknown, Message, MessageField};
-use containerd_shim_protos::shim::oci::ProcessDetails;
+use containerd_shim_protos::shim::oci::{self, ProcessDetails};
 use containerd_shim_protos::types::task::{ProcessInfo, Status as ProtoStatus};
 use holdfast_record::{ContainerId, ExecId};
 use tokio::sync::Notify;
@@ -20,7 +20,9 @@ use crate::publisher::proto_time;
 use crate::stats;
 use crate::stdio::StdioPaths;
 use crate::task::state::Ended;
-use crate::task::{Command, CreateRequest, Handle, ProcessView, Shim, Status, View};
+use crate::task::{
+    CheckpointRequest, Command, CreateRequest, Handle, ProcessView, Shim, Status, View,
+};
 use crate::wire::server::Handler;
 
 /// Both names of the one service.
@@ -314,9 +316,25 @@ impl TaskService {
                 empty(container.ask(Command::Resume).await)
             }
             "Checkpoint" => {
-                let container =
-                    self.container(&parse::<api::CheckpointTaskRequest>(payload)?.id)?;
-                empty(container.ask(Command::Checkpoint).await)
+                let request: api::CheckpointTaskRequest = parse(payload)?;
+                let container = self.container(&request.id)?;
+                let options = match request.options.into_option() {
+                    Some(any) if !any.value.is_empty() => {
+                        oci::CheckpointOptions::parse_from_bytes(&any.value).map_err(|error| {
+                            Fault::invalid(format!("checkpoint options: {error}"))
+                        })?
+                    }
+                    Some(_) | None => oci::CheckpointOptions::default(),
+                };
+                let request = CheckpointRequest {
+                    path: request.path,
+                    options,
+                };
+                empty(
+                    container
+                        .ask(|reply| Command::Checkpoint(request, reply))
+                        .await,
+                )
             }
             "Kill" => {
                 let request: api::KillRequest = parse(payload)?;

@@ -47,6 +47,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::Mount;
+use containerd_shim_protos::shim::oci::CheckpointOptions;
 use containerd_shim_protos::ttrpc::proto::Code;
 use holdfast_cgroups::{Cgroup, Hierarchies};
 use holdfast_record::{ContainerId, ExecId, Namespace};
@@ -100,6 +101,15 @@ pub(crate) struct CreateRequest {
     pub(crate) options: Options,
 }
 
+/// What containerd wants checkpointed, and how.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct CheckpointRequest {
+    /// Where the image goes.
+    pub(crate) path: String,
+    /// The options.
+    pub(crate) options: CheckpointOptions,
+}
+
 /// What Delete answers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Remains {
@@ -135,8 +145,8 @@ pub(crate) enum Command {
     Resume(Reply<()>),
     /// Change limits; the bytes are OCI LinuxResources as JSON.
     Update(Vec<u8>, Reply<()>),
-    /// Checkpoint.
-    Checkpoint(Reply<()>),
+    /// Checkpoint into a directory, with these arguments of the runtime.
+    Checkpoint(CheckpointRequest, Reply<()>),
     /// Terminal size: rows, columns.
     Resize(Option<ExecId>, u16, u16, Reply<()>),
     /// Close stdin.

@@ -12,7 +12,7 @@ mod tell;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,8 @@ use super::reason::{self, Asked, Known};
 use super::record::{BundleJournal, Entry};
 use super::state::{Container, Ended, Exec, Init, Told};
 use super::{
-    Command, CreateRequest, ProcessView, Remains, Reply, Shim, Status, View, remove, stuck,
+    CheckpointRequest, Command, CreateRequest, ProcessView, Remains, Reply, Shim, Status, View,
+    remove, stuck,
 };
 use crate::fault::{Fault, chain};
 use crate::look::describe;
@@ -62,6 +63,8 @@ const UNSEEN: ExitStatus = ExitStatus::Exited(255);
 const LAUNCH_LIMIT: Duration = Duration::from_secs(2);
 /// Bound of the runtime's `start`.
 const START_LIMIT: Duration = Duration::from_secs(120);
+/// Bound of the runtime's `checkpoint`: it writes all memory of the container.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
 /// Bound of freezing and thawing.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 /// Bound of signalling a whole cgroup.
@@ -100,6 +103,7 @@ enum Underway {
     Start(Reply<u32>),
     Pause(Reply<()>),
     Resume(Reply<()>),
+    /// Or a checkpoint: both change no state.
     Update(Reply<()>),
     Delete(Reply<Remains>),
 }

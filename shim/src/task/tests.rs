@@ -24,7 +24,7 @@ while [ $# -gt 0 ]; do
     --pid-file) pid_file=$2; shift;;
     --log) log=$2; shift;;
     --root|--log-format|--bundle|--process) shift;;
-    create|start|exec|delete) verb=$1;;
+    create|start|exec|delete|checkpoint) verb=$1; all="$*";;
   esac
   shift
 done
@@ -463,5 +463,50 @@ fn an_exec_that_outlives_the_bound_is_told_before_the_delete() {
             .collect();
         let expected = "create start exec-added exec-started exit exit delete";
         assert_eq!(topics.join(" "), expected);
+    });
+}
+
+#[test]
+fn a_checkpoint_is_the_runtimes_with_what_was_asked_for() {
+    let name = "a_checkpoint_is_the_runtimes_with_what_was_asked_for";
+    alone(name, &[], || async {
+        let world = World::new();
+        world.script("checkpoint", r#"echo "$all" > "$here/arguments""#);
+        let container = world.running().await;
+        let mut request = CheckpointRequest {
+            path: "/images/one".to_owned(),
+            ..CheckpointRequest::default()
+        };
+        request.options.open_tcp = true;
+        request.options.empty_namespaces = vec!["network".to_owned()];
+        let bundle = world.path("bundle");
+        let ask = |request: CheckpointRequest| {
+            container.ask(move |reply| Command::Checkpoint(request, reply))
+        };
+        ask(request.clone()).await.unwrap();
+        let arguments = || std::fs::read_to_string(world.path("arguments")).unwrap();
+        let expected = format!(
+            "checkpoint --image-path /images/one --work-path {}/work --leave-running --tcp-established --empty-ns network c",
+            bundle.display()
+        );
+        assert_eq!(arguments().trim(), expected);
+        request.options.exit = true;
+        ask(request.clone()).await.unwrap();
+        assert!(!arguments().contains("--leave-running"));
+        world.script(
+            "checkpoint",
+            r#"echo '{"level":"error","msg":"criu failed: type NOTIFY errno 0"}' > "$log"; exit 1"#,
+        );
+        let fault = ask(request.clone()).await.unwrap_err();
+        assert_eq!(
+            fault.text,
+            "OCI runtime checkpoint failed: criu failed: type NOTIFY errno 0"
+        );
+        // Nothing of it changed the container.
+        assert_eq!(container.view().unwrap().init.status, Status::Running);
+        container.ask(kill(libc::SIGKILL)).await.unwrap();
+        ended(&container.view().unwrap().init).await;
+        let fault = ask(request).await.unwrap_err();
+        assert_eq!(fault.text, "cannot checkpoint a stopped container");
     });
 }

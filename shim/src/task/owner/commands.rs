@@ -41,7 +41,7 @@ impl Owner {
             | Command::Pause(_)
             | Command::Resume(_)
             | Command::Update(..)
-            | Command::Checkpoint(_) => {
+            | Command::Checkpoint(..) => {
                 if self.pending.len() >= MAX_PENDING {
                     refuse(
                         command,
@@ -69,14 +69,7 @@ impl Owner {
                 Command::Pause(reply) => self.pause(reply),
                 Command::Resume(reply) => self.resume(reply),
                 Command::Update(resources, reply) => self.update(resources, reply),
-                Command::Checkpoint(reply) => {
-                    let result = self.model.may_checkpoint().map_err(Fault::from);
-                    let _ = reply.send(result.and_then(|()| {
-                        Err(Fault::unimplemented(
-                            "checkpoint is not supported by this version of the shim",
-                        ))
-                    }));
-                }
+                Command::Checkpoint(request, reply) => self.checkpoint(request, reply),
                 other => self.command(other),
             }
         }
@@ -344,6 +337,30 @@ impl Owner {
         });
     }
 
+    pub(super) fn checkpoint(&mut self, request: CheckpointRequest, reply: Reply<()>) {
+        let may = self.model.may_checkpoint().map_err(Fault::from);
+        let may = may.and_then(|()| {
+            if self.runtime.can_checkpoint() {
+                Ok(())
+            } else {
+                Err(Fault::unimplemented(
+                    "checkpoint is not supported by holdfast; runc can, as BinaryName of the runtime's options",
+                ))
+            }
+        });
+        if let Err(fault) = may {
+            let _ = reply.send(Err(fault));
+            return;
+        }
+        self.underway = Some(Underway::Update(reply));
+        let call = checkpoint_call(&request, &self.options, &self.bundle);
+        let (runtime, reaper) = (self.runtime.clone(), Arc::clone(&self.shim.reaper));
+        self.later(async move {
+            let result = runtime.run(&reaper, call).await;
+            Event::UpdateDone(result.map_err(|error| error.fault("OCI runtime checkpoint failed")))
+        });
+    }
+
     pub(super) fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) {
         if let Err(refusal) = self.model.may_update() {
             let _ = reply.send(Err(refusal.into()));
@@ -505,6 +522,45 @@ impl Owner {
     }
 }
 
+/// The call of `checkpoint`, with runc's flags.
+fn checkpoint_call(request: &CheckpointRequest, options: &Options, bundle: &Path) -> Call {
+    let CheckpointRequest {
+        path,
+        options: wanted,
+    } = request;
+    let image = [path, &wanted.image_path, &options.criu_image_path]
+        .into_iter()
+        .find(|path| !path.is_empty())
+        .map_or_else(|| bundle.join("checkpoint"), PathBuf::from);
+    let work = [&wanted.work_path, &options.criu_work_path]
+        .into_iter()
+        .find(|path| !path.is_empty())
+        .map_or_else(|| bundle.join("work"), PathBuf::from);
+    let mut call = Call::new("checkpoint", CHECKPOINT_LIMIT)
+        .arg("--image-path")
+        .arg(image)
+        .arg("--work-path")
+        .arg(work);
+    for (wanted, flag) in [
+        (!wanted.exit, "--leave-running"),
+        (wanted.open_tcp, "--tcp-established"),
+        (wanted.external_unix_sockets, "--ext-unix-sk"),
+        (wanted.terminal, "--shell-job"),
+        (wanted.file_locks, "--file-locks"),
+    ] {
+        if wanted {
+            call = call.arg(flag);
+        }
+    }
+    if !wanted.cgroups_mode.is_empty() {
+        call = call.arg("--manage-cgroups-mode").arg(&wanted.cgroups_mode);
+    }
+    for namespace in &wanted.empty_namespaces {
+        call = call.arg("--empty-ns").arg(namespace);
+    }
+    call
+}
+
 fn kill_fault(error: &std::io::Error) -> Fault {
     if error.raw_os_error() == Some(libc::ESRCH) {
         Fault::finished()
@@ -522,7 +578,7 @@ fn refuse(command: Command, fault: &Fault) {
         | Command::Pause(reply)
         | Command::Resume(reply)
         | Command::Update(_, reply)
-        | Command::Checkpoint(reply)
+        | Command::Checkpoint(_, reply)
         | Command::Resize(_, _, _, reply)
         | Command::CloseIo(_, reply) => drop(reply.send(Err(fault.clone()))),
     }
