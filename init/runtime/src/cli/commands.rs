@@ -11,6 +11,7 @@ use oci_spec::runtime::Capability;
 
 use super::global::{self, Global, Parsed, flag, path, text, usage};
 use super::help;
+use super::update_flags::{self, Asked};
 use crate::error::{Doing, Error, Result};
 use crate::verb::{
     Context, create, delete, exec, kill, list, pause, ps, run, start, state, update,
@@ -92,10 +93,10 @@ fn pretty(value: &serde_json::Value) -> Result<String> {
 
 /// Positional arguments.
 #[derive(Debug, Default)]
-struct Ids(Vec<String>);
+pub(super) struct Ids(Vec<String>);
 
 impl Ids {
-    fn push(&mut self, value: OsString) -> Result<()> {
+    pub(super) fn push(&mut self, value: OsString) -> Result<()> {
         let value = value
             .into_string()
             .map_err(|value| Error::Usage(format!("{} is not UTF-8", value.display())))?;
@@ -103,7 +104,7 @@ impl Ids {
         Ok(())
     }
 
-    fn one(self) -> Result<ContainerId> {
+    pub(super) fn one(self) -> Result<ContainerId> {
         match &self.0[..] {
             [id] => Ok(ContainerId::new(id.as_str())?),
             [] => Err(Error::Usage("the container's id is missing".into())),
@@ -173,7 +174,7 @@ fn listen_fds() -> Option<u32> {
     std::env::var("LISTEN_FDS").ok()?.parse().ok()
 }
 
-fn some_path(parser: &mut Parser) -> Result<Option<PathBuf>> {
+pub(super) fn some_path(parser: &mut Parser) -> Result<Option<PathBuf>> {
     let path = path(parser)?;
     // go-runc passes an empty value for "none".
     Ok((!path.as_os_str().is_empty()).then_some(path))
@@ -342,18 +343,13 @@ fn list_command(context: &Context, parser: &mut Parser) -> Result<i32> {
 }
 
 fn update_command(context: &Context, parser: &mut Parser) -> Result<i32> {
-    let mut resources = None;
-    let mut ids = Ids::default();
-    while let Some(arg) = parser.next().map_err(usage)? {
-        match arg {
-            Arg::Short('r') | Arg::Long("resources") => resources = some_path(parser)?,
-            Arg::Value(value) => ids.push(value)?,
-            other => return Err(usage(other.unexpected())),
-        }
-    }
-    let resources = resources
-        .ok_or_else(|| Error::Usage("update needs --resources FILE, or - to read it".into()))?;
-    update::update(context, &ids.one()?, &resources).map(|()| 0)
+    let (asked, ids) = update_flags::parse(parser)?;
+    let id = ids.one()?;
+    let resources = match asked {
+        Asked::Document(path) => update::read(&path)?,
+        Asked::Limits(resources) => *resources,
+    };
+    update::update(context, &id, &resources).map(|()| 0)
 }
 
 fn spec_command(parser: &mut Parser) -> Result<i32> {

@@ -31,7 +31,7 @@ containers
   delete  [--force] ID
   pause   ID
   resume  ID
-  update  --resources FILE|- ID
+  update  [--resources FILE|-] [--cpu-share N, --memory SIZE, ... as runc] ID
 
 questions
   state   ID

@@ -11,6 +11,7 @@ mod commands;
 mod global;
 mod help;
 mod log_file;
+mod update_flags;
 
 use std::process::ExitCode;
 

@@ -14,11 +14,29 @@ use crate::state::Status;
 /// A resources document is small; more than this is no such document: 1 MiB.
 const LIMIT: u64 = 1 << 20;
 
-/// Applies the document at `path` (`-`: standard input).
+/// Reads the document at `path` (`-`: standard input).
 ///
 /// # Errors
-/// A document that is none, a container that has ended, a limit that is refused.
-pub fn update(context: &Context, id: &ContainerId, path: &Path) -> Result<()> {
+/// A file that cannot be read, a document that is none.
+pub fn read(path: &Path) -> Result<LinuxResources> {
+    let mut text = Vec::new();
+    if path == Path::new("-") {
+        std::io::stdin().lock().take(LIMIT).read_to_end(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(LIMIT).read_to_end(&mut text))
+    }
+    .doing(|| format!("read the resources from {}", path.display()))?;
+    serde_json::from_slice(&text).map_err(|source| Error::Json {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Applies the limits that are given; the others stay.
+///
+/// # Errors
+/// A container that has ended, a limit that is refused.
+pub fn update(context: &Context, id: &ContainerId, resources: &LinuxResources) -> Result<()> {
     let container = context.container(id)?;
     let status = container.status();
     if status == Status::Stopped || status == Status::Creating {
@@ -27,21 +45,9 @@ pub fn update(context: &Context, id: &ContainerId, path: &Path) -> Result<()> {
             status: status.name(),
         });
     }
-    let mut text = Vec::new();
-    if path == Path::new("-") {
-        std::io::stdin().lock().take(LIMIT).read_to_end(&mut text)
-    } else {
-        std::fs::File::open(path).and_then(|file| file.take(LIMIT).read_to_end(&mut text))
-    }
-    .doing(|| format!("read the resources from {}", path.display()))?;
-    let resources: LinuxResources =
-        serde_json::from_slice(&text).map_err(|source| Error::Json {
-            path: path.to_owned(),
-            source,
-        })?;
     let cgroup = container.cgroup().ok_or(Error::NotRunning)?;
     if let Some(unit) = &container.saved.unit {
-        unit::update(unit, &resources)?;
+        unit::update(unit, resources)?;
     }
-    Ok(cgroup.apply(&resources, When::Update)?)
+    Ok(cgroup.apply(resources, When::Update)?)
 }
