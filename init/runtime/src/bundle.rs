@@ -79,9 +79,6 @@ impl Bundle {
                 what: what.to_owned(),
             })
         };
-        if linux.intel_rdt().is_some() {
-            return unsupported("linux.intelRdt");
-        }
         if linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()) {
             return unsupported("linux.mountLabel");
         }

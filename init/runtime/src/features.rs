@@ -110,7 +110,7 @@ pub fn features() -> Value {
             "apparmor": { "enabled": true },
             // Processes are labelled, mounts (linux.mountLabel) are not yet: half of it is no support.
             "selinux": { "enabled": false },
-            "intelRdt": { "enabled": false },
+            "intelRdt": { "enabled": true },
             "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": true },
         },

@@ -35,6 +35,7 @@ pub mod launch;
 pub mod link;
 mod net_devices;
 pub mod plan;
+pub mod rdt;
 mod registration;
 pub mod state;
 mod sys;

@@ -26,6 +26,7 @@ use oci_spec::runtime::{Hooks, LinuxMemoryPolicy, LinuxNamespaceType, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
+use crate::rdt::SavedRdt;
 use crate::sys::clone;
 
 const STATE: &str = "state.json";
@@ -62,6 +63,9 @@ pub struct Saved {
     /// The unit that systemd has made for it; absent with the cgroupfs driver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<Unit>,
+    /// Its place in resctrl.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intel_rdt: Option<SavedRdt>,
     /// Memory policy of the container's processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_policy: Option<LinuxMemoryPolicy>,

@@ -33,6 +33,7 @@ use crate::net_devices;
 use crate::plan::create::{Inputs, has_create_hooks, prepare};
 use crate::plan::filter::Filter;
 use crate::plan::namespaces::{Namespaces, flag};
+use crate::rdt::{self, SavedRdt};
 use crate::registration::Shim;
 use crate::state::{Saved, SavedListener, StateDir, write_whole};
 use crate::sys::clone::UserNamespace;
@@ -108,6 +109,7 @@ pub(super) fn create_with(
         dir: &dir,
         cgroup: None,
         unit: None,
+        rdt: None,
     };
     let made = Creation {
         context,
@@ -149,6 +151,7 @@ struct Undo<'a> {
     dir: &'a StateDir,
     cgroup: Option<Cgroup>,
     unit: Option<Unit>,
+    rdt: Option<SavedRdt>,
 }
 
 impl Undo<'_> {
@@ -167,6 +170,10 @@ impl Undo<'_> {
             cgroup.remove_made_parents();
         } else if let Some(unit) = &self.unit {
             unit::stop(unit);
+        }
+        if let Some(Err(error)) = self.rdt.as_ref().map(SavedRdt::remove) {
+            log::error!("failed create: {}", crate::error::chain(&error));
+            return;
         }
         if let Err(error) = self.dir.remove() {
             log::error!("failed create: {}", crate::error::chain(&error));
@@ -215,6 +222,7 @@ impl Creation<'_> {
         let planned = Cgroup::from_saved(&intent);
         let mut saved = self.record(filter.as_ref(), intent, unit.clone())?;
         self.dir.save(&saved)?;
+        undo.rdt = saved.intel_rdt.clone();
         let devices = device_rules(resources);
         let entry = match &unit {
             None => {
@@ -345,6 +353,7 @@ impl Creation<'_> {
             annotations: spec.annotations().clone().unwrap_or_default(),
             cgroup: Some(cgroup),
             unit,
+            intel_rdt: rdt::intent(self.bundle.linux()?, self.id.as_str())?,
             memory_policy: self.bundle.linux()?.memory_policy().clone(),
             namespaces: self.bundle.namespaces().iter().map(|n| n.typ()).collect(),
             process: self.bundle.process()?.clone(),
@@ -371,6 +380,7 @@ impl Creation<'_> {
         }
         limits.impose(self, link)?;
         net_devices::hand_over(self.bundle, link.pid)?;
+        rdt::apply(self.bundle.linux()?, self.id.as_str(), link.pid)?;
         if let Some(value) = self.bundle.process()?.oom_score_adj() {
             set_oom_score(link.pid, value)?;
         }

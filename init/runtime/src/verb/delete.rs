@@ -122,6 +122,9 @@ pub(super) fn remove(context: &Context, container: &Container) -> Result<()> {
             remove_unused(&cgroup);
         }
     }
+    if let Some(rdt) = &saved.intel_rdt {
+        rdt.remove()?;
+    }
     container.dir.remove()?;
     // runtime-spec: a failing poststop hook is logged, the rest goes on.
     if let Err(error) = run_hooks(HookStage::Poststop, hooks, &state, &saved.bundle, None) {

@@ -381,6 +381,9 @@ impl Execution<'_> {
         shim: Option<&Shim>,
         deadline: &Deadline,
     ) -> Result<()> {
+        if let Some(rdt) = &self.container.saved.intel_rdt {
+            rdt.add(link.pid)?;
+        }
         if let Some(value) = self.process.oom_score_adj() {
             super::create::set_oom_score(link.pid, value)?;
         }

@@ -1,0 +1,154 @@
+//! `linux.intelRdt`: shares of cache and memory bandwidth, through the resctrl file system.
+//!
+//! libcontainer makes the group, writes the schemata and moves the init process in. What is
+//! here is what has to outlive that: which directories are the container's to remove, recorded
+//! before the first of them is made, and where an exec process belongs.
+
+use std::path::{Path, PathBuf};
+
+use libcontainer::process::intel_rdt::{
+    cleanup_intel_rdt, find_resctrl_mount_point, setup_intel_rdt,
+};
+use nix::unistd::Pid;
+use oci_spec::runtime::{Linux, LinuxIntelRdt};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Doing, Error, Result};
+
+/// A container's place in resctrl, as `state.json` keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedRdt {
+    /// Directory of the group (class of service).
+    pub group: PathBuf,
+    /// The group is the container's own, to be removed with it.
+    pub own: bool,
+    /// Directory of the container's monitoring group, always its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitoring: Option<PathBuf>,
+}
+
+/// Where the container will be; nothing is made yet.
+///
+/// # Errors
+/// That there is no resctrl file system.
+pub(crate) fn intent(linux: &Linux, id: &str) -> Result<Option<SavedRdt>> {
+    let Some(rdt) = linux.intel_rdt() else {
+        return Ok(None);
+    };
+    let mount_point = find_resctrl_mount_point().map_err(|error| Error::Step {
+        doing: "apply linux.intelRdt: it needs a CPU with RDT and a mounted resctrl file system \
+                (mount -t resctrl resctrl /sys/fs/resctrl)"
+            .into(),
+        detail: crate::error::chain(&error),
+        source: None,
+    })?;
+    Ok(Some(place(rdt, &mount_point, id)))
+}
+
+fn place(rdt: &LinuxIntelRdt, mount_point: &Path, id: &str) -> SavedRdt {
+    let group = mount_point.join(rdt.clos_id().as_deref().unwrap_or(id));
+    SavedRdt {
+        own: rdt.clos_id().is_none() && !group.exists(),
+        monitoring: monitored(rdt).then(|| group.join("mon_groups").join(id)),
+        group,
+    }
+}
+
+/// Before runtime-spec 1.3 two flags asked for what is one group.
+#[allow(deprecated)]
+fn monitored(rdt: &LinuxIntelRdt) -> bool {
+    [rdt.enable_monitoring(), rdt.enable_cmt(), rdt.enable_mbm()]
+        .into_iter()
+        .any(|flag| *flag == Some(true))
+}
+
+/// Makes the group and moves the init process into it.
+///
+/// # Errors
+/// The step of libcontainer that failed.
+pub(crate) fn apply(linux: &Linux, id: &str, pid: i32) -> Result<()> {
+    let Some(rdt) = linux.intel_rdt() else {
+        return Ok(());
+    };
+    let mut rdt = rdt.clone();
+    rdt.set_enable_monitoring(Some(monitored(&rdt)));
+    let made = setup_intel_rdt(Some(id), &Pid::from_raw(pid), &rdt);
+    made.map(drop).map_err(|error| Error::Step {
+        doing: "apply linux.intelRdt".into(),
+        detail: crate::error::chain(&error),
+        source: None,
+    })
+}
+
+impl SavedRdt {
+    /// Moves an exec process to where the container is.
+    ///
+    /// # Errors
+    /// The file that refused it.
+    pub(crate) fn add(&self, pid: i32) -> Result<()> {
+        for dir in [Some(&self.group), self.monitoring.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            let tasks = dir.join("tasks");
+            std::fs::write(&tasks, pid.to_string())
+                .doing(|| format!("add process {pid} to {}", tasks.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is the container's own; what is gone already is fine.
+    ///
+    /// # Errors
+    /// The directories that are still there.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let own = self.own.then_some(self.group.as_path());
+        cleanup_intel_rdt(own, self.monitoring.as_deref(), None, "").map_err(|error| Error::Step {
+            doing: "remove the container's resctrl groups".into(),
+            detail: crate::error::chain(&error),
+            source: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn rdt(json: &str) -> LinuxIntelRdt {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_group_named_by_the_container_is_its_own_and_one_of_others_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("gold")).unwrap();
+        let own = place(&rdt(r#"{"l3CacheSchema": "L3:0=f"}"#), folder.path(), "box");
+        let given = place(&rdt(r#"{"closID": "gold"}"#), folder.path(), "box");
+        assert!(own.own && !given.own);
+        for saved in [&own, &given] {
+            std::fs::create_dir_all(&saved.group).unwrap();
+            saved.add(4711).unwrap();
+            let told = std::fs::read_to_string(saved.group.join("tasks")).unwrap();
+            assert_eq!(told, "4711");
+            // In resctrl the file is no obstacle.
+            std::fs::remove_file(saved.group.join("tasks")).unwrap();
+            saved.remove().unwrap();
+            saved.remove().unwrap();
+        }
+        assert!(!own.group.exists());
+        assert!(given.group.exists());
+    }
+
+    #[test]
+    fn every_flag_that_ever_asked_for_monitoring_does() {
+        for flag in ["enableMonitoring", "enableCMT", "enableMBM"] {
+            let rdt = rdt(&format!(r#"{{"closID": "gold", "{flag}": true}}"#));
+            let saved = place(&rdt, Path::new("/r"), "box");
+            let expected = Path::new("/r/gold/mon_groups/box");
+            assert_eq!(saved.monitoring.as_deref(), Some(expected), "{flag}");
+        }
+        assert_eq!(place(&rdt("{}"), Path::new("/r"), "box").monitoring, None);
+    }
+}
