@@ -34,7 +34,9 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
     let container = stage.ctr(&["containers", "delete", "box"], Duration::from_secs(20));
     let mounts = mounts_under(&rootfs).len();
     let known = stage.status("box");
-    let named = stage.logged(&[&format!("{}", holder.0.id())]);
+    // As a word: the digits alone are also in times and digests.
+    let pid = holder.0.id();
+    let named = stage.logged(&[&format!(" {pid} "), &format!("pid={pid} ")]);
     let holder_named = if named.is_some() {
         "named"
     } else {
