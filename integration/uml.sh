@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs the runtime's tests on pure cgroup v2: `uml.sh [TEST...]`, each a name of integration/tests, by default all
-# whose names begin with `runtime_`.
+# whose names begin with `runtime_`. Those of the shim run too when they are named, with containerd 1.6; one processor
+# makes them slow.
 #
 # The machine is User-Mode Linux of Debian forky, an ordinary process of this one: a kernel of today with systemd, cgroup
 # v2 (cpu, io, memory, pids) and every capability, one processor, no network. Its root file system is a small Debian of
@@ -46,7 +47,7 @@ make_root() {
 		--aptopt='Acquire::Languages "none"' \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
 		--dpkgopt='path-exclude=/usr/share/locale/*' \
-		--include=systemd,systemd-sysv,dbus,kmod,mount,runc,crun,busybox-static,strace \
+		--include=systemd,systemd-sysv,dbus,kmod,mount,containerd,runc,crun,busybox-static,strace \
 		"$release" "$tree" "$mirror" >"$state/log" 2>&1 || return 1
 	for modules in "$home"/kernel/user-mode-linux/usr/lib/uml/modules/*; do
 		at=$tree/usr/lib/modules/${modules##*/}
@@ -65,6 +66,8 @@ make_root() {
 		Delegate=yes
 	END
 	mkdir -p "$tree/etc/systemd/system/multi-user.target.wants"
+	# Tests that want containerd start their own.
+	rm -f "$tree/etc/systemd/system/multi-user.target.wants/containerd.service"
 	ln -s ../holdfast-tests.service "$tree/etc/systemd/system/multi-user.target.wants/"
 	cat >"$tree/usr/local/sbin/holdfast-tests" <<-'END'
 		# The kernel's command line says which folder of the host is ours.
@@ -100,14 +103,17 @@ share=$(mktemp -d)
 trap 'rm -rf "$share"' EXIT
 chmod 0755 "$share"
 mkdir "$share/tests" "$share/bin"
-cp "$binaries/holdfast" "$share/bin/"
+cp "$binaries/holdfast" "$binaries/containerd-shim-holdfast-v2" "$share/bin/"
 cargo test --locked --no-run --message-format=json -p holdfast-integration --tests >"$share/built"
 sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$share/built" | while read -r executable; do
 	name=${executable##*/}
 	name=${name%-*}
-	case " ${*:-all} $name" in
-		*" $name "*" $name" | " all runtime_"*) cp "$executable" "$share/tests/$name" ;;
+	case " ${*:-all} " in
+		*" $name "*) ;;
+		" all ") [ "${name#runtime_}" != "$name" ] || continue ;;
+		*) continue ;;
 	esac
+	cp "$executable" "$share/tests/$name"
 done
 [ -n "$(ls "$share/tests")" ] || { echo "test-v2: no such tests: $*" >&2; exit 1; }
 
