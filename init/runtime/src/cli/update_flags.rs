@@ -235,8 +235,8 @@ mod tests {
         .unwrap();
         let cpu = some.cpu().clone().unwrap();
         assert_eq!((cpu.quota(), cpu.period()), (Some(-1), None));
-        assert_eq!(some.memory().clone().unwrap().limit(), Some(32 << 20));
-        assert_eq!(some.pids().clone().unwrap().limit(), -1);
+        assert_eq!(some.memory().unwrap().limit(), Some(32 << 20));
+        assert_eq!(some.pids().unwrap().limit(), -1);
         assert!(some.block_io().is_none());
     }
 

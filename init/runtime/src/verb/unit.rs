@@ -36,8 +36,7 @@ impl NewUnit<'_> {
     /// Has the unit started with the process in it. Device rules and limits are in force when this returns, as far as
     /// systemd has words for them; the rest, and the exact values, the caller applies to the cgroup.
     pub(super) fn start(&self, pid: i32) -> Result<()> {
-        let mut properties =
-            device_properties(self.devices)?;
+        let mut properties = device_properties(self.devices)?;
         if let Some(resources) = self.resources {
             properties.extend(limit_properties(resources, v1(self.hierarchies))?);
         }
