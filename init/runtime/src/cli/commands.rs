@@ -104,6 +104,13 @@ impl Ids {
         Ok(())
     }
 
+    /// The id of a command whose further words are not ours to read.
+    fn alone(value: OsString) -> Result<ContainerId> {
+        let mut ids = Self::default();
+        ids.push(value)?;
+        ids.one()
+    }
+
     pub(super) fn one(self) -> Result<ContainerId> {
         match &self.0[..] {
             [id] => Ok(ContainerId::new(id.as_str())?),
@@ -237,9 +244,7 @@ fn exec_command(context: &Context, parser: &mut Parser) -> Result<i32> {
             Arg::Long("ignore-paused") => options.ignore_paused = flag(parser)?,
             Arg::Long("cgroup") => options.cgroup = some_path(parser)?,
             Arg::Value(value) => {
-                let mut ids = Ids::default();
-                ids.push(value)?;
-                id = Some(ids.one()?);
+                id = Some(Ids::alone(value)?);
                 break;
             }
             other => return Err(usage(other.unexpected())),
@@ -288,9 +293,7 @@ fn ps_command(context: &Context, parser: &mut Parser) -> Result<i32> {
         match arg {
             Arg::Short('f') | Arg::Long("format") => json = format_word(parser)? == "json",
             Arg::Value(value) => {
-                let mut ids = Ids::default();
-                ids.push(value)?;
-                id = Some(ids.one()?);
+                id = Some(Ids::alone(value)?);
                 break;
             }
             other => return Err(usage(other.unexpected())),

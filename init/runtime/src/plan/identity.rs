@@ -332,19 +332,10 @@ fn find_program(draft: &mut Draft, process: &Process) -> Result<()> {
 pub(super) fn execute(draft: &mut Draft, process: &Process, env: &[String]) -> Result<()> {
     let args = strings("process.args", process.args().iter().flatten())?;
     let env = strings("process.env", env.iter())?;
-    let list = |(bytes, count): &(Vec<u8>, u32)| -> Result<()> {
-        List::from_bytes(bytes, *count)
-            .map(drop)
-            .map_err(|_| Error::spec("process", "holds strings that cannot be passed on"))
-    };
-    list(&args)?;
-    list(&env)?;
-    if let (Ok(args), Ok(env)) = (
-        List::from_bytes(&args.0, args.1),
-        List::from_bytes(&env.0, env.1),
-    ) {
-        draft.push(Step::Exec { args, env }, EXECUTE);
-    }
+    let unusable = |_| Error::spec("process", "holds strings that cannot be passed on");
+    let args = List::from_bytes(&args.0, args.1).map_err(unusable)?;
+    let env = List::from_bytes(&env.0, env.1).map_err(unusable)?;
+    draft.push(Step::Exec { args, env }, EXECUTE);
     Ok(())
 }
 
