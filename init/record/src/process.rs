@@ -52,11 +52,22 @@ pub struct Stat {
     pub state: char,
     /// The parent's pid.
     pub parent: u32,
+    /// The kernel's flags of the process, `PF_…` of its `sched.h`.
+    pub flags: u32,
     /// Clock ticks since boot.
     pub start_time: u64,
 }
 
+/// `PF_EXITING`: set before a process gives up any of its descriptors, and never taken back.
+const PF_EXITING: u32 = 0x4;
+
 impl Stat {
+    /// Whether it is ending, or has ended: what it closes now, it closes for that.
+    #[must_use]
+    pub fn is_exiting(&self) -> bool {
+        self.flags & PF_EXITING != 0 || matches!(self.state, 'Z' | 'X')
+    }
+
     /// Reads `/proc/PID/stat`.
     ///
     /// # Errors
@@ -99,6 +110,7 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
         comm,
         state: fields.first()?.chars().next()?,
         parent: fields.get(1)?.parse().ok()?,
+        flags: fields.get(6)?.parse().ok()?,
         start_time: fields.get(19)?.parse().ok()?,
     })
 }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_record::deadline::limit_from_env;
+use holdfast_record::process::Stat;
 use holdfast_record::{ContainerId, Namespace};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
@@ -23,7 +24,7 @@ use crate::sys::{self, ChildSetup};
 
 /// How long a logger may take to get ready.
 fn ready_limit() -> Duration {
-    limit_from_env("LOGGER", Duration::from_secs(30))
+    limit_from_env("LOGGER", Duration::from_secs(10))
 }
 /// How long the last words of a logger that has ended may take to arrive.
 const WORDS_LIMIT: Duration = Duration::from_millis(500);
@@ -63,6 +64,14 @@ pub(crate) enum LoggerError {
     /// It ended instead.
     #[error("logger {program} ended before it was ready{words}")]
     Ended {
+        /// The program.
+        program: PathBuf,
+        /// What it said on stderr.
+        words: String,
+    },
+    /// Version 2 wants a byte.
+    #[error("logger {program} closed descriptor 5 without the byte that binary-v2 wants{words}")]
+    NoByte {
         /// The program.
         program: PathBuf,
         /// What it said on stderr.
@@ -202,7 +211,7 @@ impl Logger {
             .reaper
             .spawn(command, setup)
             .map_err(failed("start"))?;
-        let mut logger = Self { child: Some(child) };
+        let logger = Self { child: Some(child) };
         let ready = sys::watch(ready, Interest::READABLE).map_err(failed("watch a pipe"))?;
         let answer = ready.async_io(Interest::READABLE, |mut pipe| {
             use std::io::Read as _;
@@ -217,21 +226,30 @@ impl Logger {
             });
         };
         let read = answer.map_err(failed("wait for its readiness"))?;
-        context.reaper.sweep();
-        if read == 0 && (program.needs_byte || logger.has_ended()) {
+        if read == 0 && logger.is_ending() {
             return Err(LoggerError::Ended {
                 program: program.path,
                 words: words.last().await,
             });
         }
+        if read == 0 && program.needs_byte {
+            return Err(LoggerError::NoByte {
+                program: program.path,
+                words: words.so_far(),
+            });
+        }
         Ok((logger, LoggerPipes { stdout, stderr }))
     }
 
-    fn has_ended(&mut self) -> bool {
-        match &mut self.child {
-            Some(child) => child.ended.try_recv().is_ok(),
-            None => true,
-        }
+    /// Whether the pipe ended because the program does: an ending process closes it before it can
+    /// be waited for, so that it has not ended *yet* says nothing.
+    fn is_ending(&self) -> bool {
+        let Some(child) = &self.child else {
+            return true;
+        };
+        let alive = Stat::read(child.process.pid()).is_ok_and(|stat| !stat.is_exiting());
+        // Reaped, its pid could be another's by now; its pidfd could not.
+        !alive || child.process.signal(0).is_err()
     }
 
     /// Waits until it has read everything and ended.

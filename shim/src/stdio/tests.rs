@@ -306,25 +306,48 @@ async fn a_stalled_reader_blocks_or_is_dropped_as_the_policy_has_it() {
     assert!(written < 1 << 20, "{written} bytes went somewhere");
 }
 
-#[tokio::test]
-async fn a_logger_that_fails_is_quoted_in_the_error() {
+/// What comes of a start with a logger that is this script.
+async fn start_logger(scheme: &str, script: &str) -> Result<(), String> {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("logger");
-    let script = "#!/bin/sh\necho 'no such collector: loki' >&2\nexit 1\n";
-    std::fs::write(&program, script).unwrap();
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&program, mode).unwrap();
     let paths = StdioPaths {
-        stdout: format!("binary-v2://{}", program.display()),
+        stdout: format!("{scheme}://{}", program.display()),
         ..StdioPaths::default()
     };
-    let error = ProcessIo::default()
+    ProcessIo::default()
         .open(&paths, StdioSetup::default(), &context())
         .await
-        .unwrap_err();
-    let text = crate::fault::chain(&error);
-    assert!(
-        text.contains("ended before it was ready; it said: no such collector: loki"),
-        "{text}"
-    );
+        .map(|_| ())
+        .map_err(|error| crate::fault::chain(&error))
+}
+
+#[tokio::test]
+async fn a_logger_that_fails_is_quoted_in_the_error() {
+    let script = "echo 'no such collector: loki' >&2\nexit 1";
+    // Of version 1 the end of the pipe means ready, and its death ends the pipe, too: over and
+    // over, since the two come close together.
+    for scheme in ["binary-v2"].into_iter().chain(["binary"; 20]) {
+        let text = start_logger(scheme, script).await.unwrap_err();
+        assert!(
+            text.contains("ended before it was ready; it said: no such collector: loki"),
+            "{scheme}: {text}"
+        );
+    }
+    let text = start_logger("binary", "kill -9 $$").await.unwrap_err();
+    assert!(text.contains("ended before it was ready"), "{text}");
+}
+
+#[tokio::test]
+async fn a_logger_says_that_it_is_ready() {
+    let rest = "cat <&3 >/dev/null";
+    let closes = format!("exec 5>&-\n{rest}");
+    let writes = format!("echo >&5\n{rest}");
+    start_logger("binary", &closes).await.unwrap();
+    start_logger("binary", &writes).await.unwrap();
+    start_logger("binary-v2", &writes).await.unwrap();
+    let text = start_logger("binary-v2", &closes).await.unwrap_err();
+    assert!(text.contains("without the byte"), "{text}");
 }
