@@ -20,21 +20,32 @@
 //! | a frame of another version | [`JournalError::Version`]: nothing is changed, the caller decides |
 //! | a whole frame whose payload is no entry | [`JournalError::Payload`]: a bug, not a crash |
 //!
-//! A full disk is planned for: [`Journal::reserve`] takes the space beforehand.
-//! The file is not synced: it lives on `/run` and dies with the boot, as the containers do.
+//! A full disk is planned for: [`Journal::reserve`] takes the space beforehand, a failed write changes nothing, and
+//! the next one is tried like the first.
+//!
+//! However long a journal is, it is read ([`Journal::scan`]) and made short ([`Journal::retain`]) entry by entry, in
+//! the memory of one.
+//!
+//! The file is not synced. What was written is seen by every later reader of this boot, whatever became of the writer:
+//! it is in the kernel's page cache. Only a crash of the kernel or of the power loses it, and with it the containers;
+//! besides it lives on `/run`, which has no disk to sync to.
+
+mod frame;
+mod scan;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Write};
 use std::marker::PhantomData;
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::crc::crc32;
 use crate::sys;
+use frame::encode;
+pub use scan::Scan;
 
 /// Bytes before a frame's payload.
 pub const HEADER: usize = 10;
@@ -159,19 +170,38 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
     /// # Errors
     /// As [`replay`], and [`JournalError::InUse`] while another process has it open for writing.
     pub fn open(path: &Path, version: u16) -> Result<(Self, Replay<E>), JournalError> {
+        let mut entries = Vec::new();
+        let (journal, end) = Self::recover(path, version, |entry| entries.push(entry))?;
+        let len = journal.len;
+        Ok((journal, Replay { entries, len, end }))
+    }
+
+    /// As [`Journal::open`], but hands each entry to `each` instead of keeping them all.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn recover(
+        path: &Path,
+        version: u16,
+        mut each: impl FnMut(E),
+    ) -> Result<(Self, End), JournalError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .open(path)
             .map_err(|source| failed("open", path, source))?;
         let mut journal = Self::own(file, path, version, 0)?;
-        let replay = read_all::<E>(&mut journal.file, path, version)?;
+        let mut scan = Scan::new(&journal.file, path, version, 0, u64::MAX);
+        for entry in scan.by_ref() {
+            each(entry?);
+        }
+        let (len, end) = (scan.position(), scan.end()?);
         journal
             .file
-            .set_len(replay.len)
+            .set_len(len)
             .map_err(|source| failed("cut", path, source))?;
-        journal.len = replay.len;
-        Ok((journal, replay))
+        journal.len = len;
+        Ok((journal, end))
     }
 
     fn own(file: File, path: &Path, version: u16, len: u64) -> Result<Self, JournalError> {
@@ -221,15 +251,15 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
     /// # Errors
     /// On any error the journal holds what it held before; [`JournalError::Broken`] when even that could not be had.
     pub fn append(&mut self, entry: &E) -> Result<(), JournalError> {
+        let frame = encode(entry, self.version, &self.path)?;
+        // What an earlier failure left behind the last good entry may go now.
+        if self.broken {
+            self.broken = self.file.set_len(self.len).is_err();
+        }
         if self.broken {
             return Err(JournalError::Broken(self.path.clone()));
         }
-        let frame = encode(entry, self.version, &self.path)?;
-        let written = self
-            .file
-            .seek(SeekFrom::Start(self.len))
-            .and_then(|_| self.file.write_all(&frame));
-        match written {
+        match self.file.write_all_at(&frame, self.len) {
             Ok(()) => {
                 self.len += frame.len() as u64;
                 Ok(())
@@ -242,24 +272,43 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
         }
     }
 
-    /// Replaces all entries by `entries` at once: a reader sees the old or the new ones, never a mixture.
-    ///
-    /// This is how a journal that has grown long is made short again.
+    /// The entries from byte `from` on: 0, or what [`Scan::position`] has said since the latest [`Journal::retain`].
+    #[must_use]
+    pub fn scan(&self, from: u64) -> Scan<'_, E> {
+        Scan::new(&self.file, &self.path, self.version, from, self.len)
+    }
+
+    /// Keeps the entries that `keep` wants: how a journal that has grown long is made short again.
+    /// At once: a reader sees the old or the new ones, never a mixture.
     ///
     /// # Errors
     /// [`JournalError`]; the old journal is then still in force.
-    pub fn rewrite<'a>(
+    pub fn retain(&mut self, keep: impl FnMut(&E) -> bool) -> Result<(), JournalError> {
+        let path = self.path.clone();
+        self.copy(&path, keep)
+    }
+
+    /// As [`Journal::retain`], and the journal lies at `path` from now on, be it on another file system. A journal
+    /// that was there is replaced.
+    ///
+    /// # Errors
+    /// [`JournalError`]; the journal is then where it was. That the old file cannot be removed is none.
+    pub fn move_to(
         &mut self,
-        entries: impl IntoIterator<Item = &'a E>,
-    ) -> Result<(), JournalError>
-    where
-        E: 'a,
-    {
-        let mut bytes = Vec::new();
-        for entry in entries {
-            bytes.extend(encode(entry, self.version, &self.path)?);
+        path: &Path,
+        keep: impl FnMut(&E) -> bool,
+    ) -> Result<(), JournalError> {
+        let old = self.path.clone();
+        self.copy(path, keep)?;
+        if old != path {
+            // Both hold the same; the new one goes on.
+            let _ = std::fs::remove_file(old);
         }
-        let mut name = self.path.clone().into_os_string();
+        Ok(())
+    }
+
+    fn copy(&mut self, path: &Path, mut keep: impl FnMut(&E) -> bool) -> Result<(), JournalError> {
+        let mut name = path.to_owned().into_os_string();
         name.push(".new");
         let temporary = PathBuf::from(name);
         // Only the owner of the lock on the journal itself gets here, so a leftover is a dead writer's.
@@ -270,18 +319,38 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
             _ => {}
         }
         let mut fresh = Self::create(&temporary, self.version)?;
-        let moved = fresh
-            .file
-            .write_all(&bytes)
-            .and_then(|()| std::fs::rename(&temporary, &self.path));
-        if let Err(source) = moved {
-            // Its name is not looked at by any reader; the next rewrite removes it otherwise.
+        let moved = self.copy_entries(&mut fresh, &mut keep).and_then(|()| {
+            std::fs::rename(&temporary, path).map_err(|source| failed("replace", path, source))
+        });
+        if let Err(error) = moved {
+            // Its name is not looked at by any reader; the next attempt removes it otherwise.
             let _ = std::fs::remove_file(&temporary);
-            return Err(failed("replace", &self.path, source));
+            return Err(error);
         }
-        self.file = fresh.file;
-        self.len = bytes.len() as u64;
-        self.broken = false;
+        fresh.path = path.to_owned();
+        *self = fresh;
+        Ok(())
+    }
+
+    fn copy_entries(
+        &self,
+        fresh: &mut Self,
+        keep: &mut impl FnMut(&E) -> bool,
+    ) -> Result<(), JournalError> {
+        let write = |source| failed("write", &fresh.path, source);
+        let mut out = BufWriter::new(&fresh.file);
+        let mut len = 0;
+        for entry in self.scan(0) {
+            let entry = entry?;
+            if keep(&entry) {
+                let frame = encode(&entry, self.version, &self.path)?;
+                out.write_all(&frame).map_err(write)?;
+                len += frame.len() as u64;
+            }
+        }
+        out.flush().map_err(write)?;
+        drop(out);
+        fresh.len = len;
         Ok(())
     }
 }
@@ -291,8 +360,14 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
 /// # Errors
 /// [`JournalError::Io`], [`JournalError::Version`], [`JournalError::Payload`].
 pub fn replay<E: DeserializeOwned>(path: &Path, version: u16) -> Result<Replay<E>, JournalError> {
-    let mut file = File::open(path).map_err(|source| failed("open", path, source))?;
-    read_all(&mut file, path, version)
+    let file = File::open(path).map_err(|source| failed("open", path, source))?;
+    let mut scan = Scan::new(&file, path, version, 0, u64::MAX);
+    let entries = scan.by_ref().collect::<Result<_, _>>()?;
+    Ok(Replay {
+        entries,
+        len: scan.position(),
+        end: scan.end()?,
+    })
 }
 
 fn failed(action: &'static str, path: &Path, source: io::Error) -> JournalError {
@@ -303,267 +378,5 @@ fn failed(action: &'static str, path: &Path, source: io::Error) -> JournalError 
     }
 }
 
-fn encode<E: Serialize>(entry: &E, version: u16, path: &Path) -> Result<Vec<u8>, JournalError> {
-    let payload = serde_json::to_vec(entry).map_err(|source| JournalError::Encode {
-        path: path.to_owned(),
-        source,
-    })?;
-    let too_long = || JournalError::TooLong {
-        path: path.to_owned(),
-        len: payload.len(),
-    };
-    if payload.len() > MAX_PAYLOAD {
-        return Err(too_long());
-    }
-    let len = u32::try_from(payload.len())
-        .map_err(|_| too_long())?
-        .to_le_bytes();
-    let version = version.to_le_bytes();
-    let crc = crc32(&[&len, &version, &payload]).to_le_bytes();
-    Ok([&len[..], &crc, &version, &payload].concat())
-}
-
-fn read_all<E: DeserializeOwned>(
-    file: &mut File,
-    path: &Path,
-    version: u16,
-) -> Result<Replay<E>, JournalError> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)
-        .map_err(|source| failed("read", path, source))?;
-    let mut entries = Vec::new();
-    let mut at = 0;
-    while let Some((found, payload)) = frame(&bytes[at..]) {
-        if found != version {
-            return Err(JournalError::Version {
-                path: path.to_owned(),
-                at: at as u64,
-                found,
-                known: version,
-            });
-        }
-        let entry = serde_json::from_slice(payload).map_err(|source| JournalError::Payload {
-            path: path.to_owned(),
-            at: at as u64,
-            source,
-        })?;
-        entries.push(entry);
-        at += HEADER + payload.len();
-    }
-    let rest = &bytes[at..];
-    let end = if rest.iter().all(|byte| *byte == 0) {
-        End::Clean
-    } else {
-        End::Torn {
-            lost: rest.len() as u64,
-        }
-    };
-    Ok(Replay {
-        entries,
-        len: at as u64,
-        end,
-    })
-}
-
-/// The first frame of `bytes` as (version, payload), if it is whole.
-fn frame(bytes: &[u8]) -> Option<(u16, &[u8])> {
-    let (len, rest) = bytes.split_first_chunk::<4>()?;
-    let (crc, rest) = rest.split_first_chunk::<4>()?;
-    let (version, rest) = rest.split_first_chunk::<2>()?;
-    let size = usize::try_from(u32::from_le_bytes(*len)).ok()?;
-    if size > MAX_PAYLOAD {
-        return None;
-    }
-    let payload = rest.get(..size)?;
-    (crc32(&[len, version, payload]) == u32::from_le_bytes(*crc))
-        .then(|| (u16::from_le_bytes(*version), payload))
-}
-
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use serde::Deserialize;
-
-    #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-    enum Entry {
-        Created { id: String, pid: u32 },
-        Exited { status: i32 },
-        Deleted,
-    }
-
-    fn entries() -> Vec<Entry> {
-        vec![
-            Entry::Created {
-                id: "one".into(),
-                pid: 77,
-            },
-            Entry::Exited { status: 9 },
-            Entry::Deleted,
-        ]
-    }
-
-    fn written(folder: &Path) -> PathBuf {
-        let path = folder.join("journal");
-        let mut journal = Journal::create(&path, 1).unwrap();
-        for entry in entries() {
-            journal.append(&entry).unwrap();
-        }
-        path
-    }
-
-    #[test]
-    fn cut_at_every_byte_it_gives_the_entries_before_the_cut_and_takes_new_ones() {
-        let folder = tempfile::tempdir().unwrap();
-        let whole = std::fs::read(written(folder.path())).unwrap();
-        let mut ends = vec![0];
-        while let Some((_, payload)) = frame(&whole[*ends.last().unwrap()..]) {
-            ends.push(ends.last().unwrap() + HEADER + payload.len());
-        }
-        assert_eq!(ends.len(), 4);
-        for cut in 0..=whole.len() {
-            let path = folder.path().join("cut");
-            std::fs::write(&path, &whole[..cut]).unwrap();
-            let good = ends.iter().filter(|end| **end > 0 && **end <= cut).count();
-            let (mut journal, replay) = Journal::<Entry>::open(&path, 1).unwrap();
-            assert_eq!(replay.entries, entries()[..good], "cut at {cut}");
-            let clean = ends.contains(&cut) || whole[ends[good]..cut].iter().all(|b| *b == 0);
-            assert_eq!(replay.end == End::Clean, clean, "cut at {cut}");
-            journal.append(&Entry::Deleted).unwrap();
-            let again = super::replay::<Entry>(&path, 1).unwrap();
-            assert_eq!(again.end, End::Clean);
-            assert_eq!(again.entries.len(), good + 1);
-            assert_eq!(again.entries.last(), Some(&Entry::Deleted));
-        }
-    }
-
-    #[test]
-    fn any_flipped_bit_hides_only_what_comes_after_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = written(folder.path());
-        let whole = std::fs::read(&path).unwrap();
-        for at in 0..whole.len() {
-            let mut damaged = whole.clone();
-            damaged[at] ^= 0x10;
-            std::fs::write(&path, &damaged).unwrap();
-            let replay = super::replay::<Entry>(&path, 1).unwrap();
-            assert_eq!(replay.entries, entries()[..replay.entries.len()]);
-            assert!(replay.entries.len() < 3, "byte {at} went unnoticed");
-            assert!(replay.len <= at as u64);
-        }
-    }
-
-    #[test]
-    fn another_version_is_refused_before_anything_changes() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = written(folder.path());
-        let before = std::fs::read(&path).unwrap();
-        let error = Journal::<Entry>::open(&path, 2).unwrap_err();
-        assert!(matches!(
-            error,
-            JournalError::Version {
-                found: 1,
-                known: 2,
-                at: 0,
-                ..
-            }
-        ));
-        assert_eq!(std::fs::read(&path).unwrap(), before);
-    }
-
-    #[test]
-    fn a_whole_frame_with_strange_content_is_not_taken_for_a_crash() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal");
-        let mut journal = Journal::create(&path, 1).unwrap();
-        journal.append(&"a string".to_owned()).unwrap();
-        let error = super::replay::<Entry>(&path, 1).unwrap_err();
-        assert!(matches!(error, JournalError::Payload { at: 0, .. }));
-    }
-
-    #[test]
-    fn one_writer_at_a_time() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal");
-        let journal = Journal::<Entry>::create(&path, 1).unwrap();
-        assert!(matches!(
-            Journal::<Entry>::open(&path, 1).unwrap_err(),
-            JournalError::InUse(_)
-        ));
-        drop(journal);
-        assert!(Journal::<Entry>::open(&path, 1).is_ok());
-    }
-
-    #[test]
-    fn reserved_space_is_not_content() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal");
-        let mut journal = Journal::create(&path, 1).unwrap();
-        if let Err(JournalError::Io { source, .. }) = journal.reserve(65_536) {
-            println!("skipped: this file system cannot preallocate: {source}");
-            return;
-        }
-        journal.append(&Entry::Deleted).unwrap();
-        let replay = super::replay::<Entry>(&path, 1).unwrap();
-        assert_eq!((replay.entries.len(), replay.end), (1, End::Clean));
-    }
-
-    #[test]
-    fn a_rewrite_leaves_exactly_the_new_entries_and_stays_writable() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = written(folder.path());
-        std::fs::write(folder.path().join("journal.new"), b"left by a dead writer").unwrap();
-        let (mut journal, _) = Journal::<Entry>::open(&path, 1).unwrap();
-        journal.rewrite([&Entry::Exited { status: 3 }]).unwrap();
-        journal.append(&Entry::Deleted).unwrap();
-        let replay = super::replay::<Entry>(&path, 1).unwrap();
-        assert_eq!(
-            replay.entries,
-            [Entry::Exited { status: 3 }, Entry::Deleted]
-        );
-        assert!(!folder.path().join("journal.new").exists());
-        assert!(matches!(
-            Journal::<Entry>::open(&path, 1).unwrap_err(),
-            JournalError::InUse(_)
-        ));
-    }
-
-    #[test]
-    fn a_full_disk_leaves_the_journal_as_it_was() {
-        let path = Path::new("/dev/full");
-        let mut journal = Journal::<Entry> {
-            file: OpenOptions::new().write(true).open(path).unwrap(),
-            path: path.to_owned(),
-            version: 1,
-            len: 0,
-            broken: false,
-            entries: PhantomData,
-        };
-        let error = journal.append(&Entry::Deleted).unwrap_err();
-        assert!(matches!(
-            error,
-            JournalError::Io {
-                action: "write",
-                ..
-            }
-        ));
-        // A device cannot be cut, so the journal knows that it is not to be trusted any more.
-        assert!(matches!(
-            journal.append(&Entry::Deleted).unwrap_err(),
-            JournalError::Broken(_)
-        ));
-    }
-
-    proptest! {
-        #[test]
-        fn bytes_of_any_kind_never_do_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("journal");
-            std::fs::write(&path, &bytes).unwrap();
-            if let Ok(replay) = super::replay::<Entry>(&path, 1) {
-                prop_assert!(replay.len <= bytes.len() as u64);
-            }
-        }
-    }
-}
+mod tests;

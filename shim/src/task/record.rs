@@ -131,8 +131,10 @@ impl BundleJournal {
         };
         let mut result = journal.append(entry);
         if result.is_ok() && journal.len() > self.shorten_at {
-            result = replay(journal.path(), VERSION)
-                .and_then(|replay| journal.rewrite(&still_of_use(replay.entries)));
+            result = replay(journal.path(), VERSION).and_then(|replay| {
+                let mut of_use = still_of_use(replay.entries).into_iter().peekable();
+                journal.retain(|entry| of_use.next_if_eq(entry).is_some())
+            });
             // Should everything still be of use, not again at the next entry.
             self.shorten_at = SHORTEN_AT.max(journal.len() * 2);
         }
