@@ -15,6 +15,7 @@
 //! | [`barrier`] | frames between shim and runtime: register before run |
 //! | [`deadline`] | a wait's limit together with the name of what is awaited |
 //! | [`process`] | a process that cannot be confused with a later owner of its pid |
+//! | [`witness`] | who sent a signal and whom the OOM killer chose, as the kernel recorded it |
 //! | [`logging`] | fd 2, `log`, panics and structured fields; nothing here ever blocks the caller |
 //!
 //! Two words that are easily confused: the *journal* of this crate is the shim's own state file;
@@ -32,6 +33,7 @@ pub mod process;
 pub mod reason;
 pub mod time;
 pub mod why;
+pub mod witness;
 
 mod sys;
 mod text;

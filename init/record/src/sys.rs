@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// Takes the exclusive `flock(2)` of the open file if nobody has it; `false` when somebody has.
 pub(crate) fn try_lock(file: BorrowedFd<'_>) -> io::Result<bool> {
@@ -152,4 +153,28 @@ pub(crate) fn wait_writable_stderr(timeout: i32) -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// Time since boot without that asleep, `CLOCK_MONOTONIC`.
+pub(crate) fn monotonic() -> Duration {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+/// Time that the machine has slept since boot.
+pub(crate) fn suspended() -> Duration {
+    clock(libc::CLOCK_BOOTTIME).saturating_sub(clock(libc::CLOCK_MONOTONIC))
+}
+
+fn clock(which: libc::clockid_t) -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is one live, writable timespec. The two clocks above exist on every Linux this runs on, so the call
+    // cannot fail; if it did, the zero stays.
+    unsafe { libc::clock_gettime(which, &raw mut time) };
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or(0),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
 }

@@ -138,7 +138,7 @@ pub struct Sender {
     /// Its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comm: Option<String>,
-    /// Its arguments, joined by spaces.
+    /// Its arguments joined by spaces; the file of its program alone when it was gone before it was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
     /// Its user id.
@@ -147,6 +147,9 @@ pub struct Sender {
     /// Its parent as `pid (name)`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// Its cgroup, which names the service, pod or container it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
 }
 
 /// What had no memory left.

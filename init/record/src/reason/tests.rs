@@ -70,6 +70,7 @@ pub(crate) fn examples() -> Vec<Reason> {
                 cmdline: Some("-bash".into()),
                 uid: Some(0),
                 parent: Some("98 (sshd)".into()),
+                cgroup: None,
             }),
             sender_unknown_because: Some("tracefs is not mounted".into()),
         },
