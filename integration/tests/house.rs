@@ -31,6 +31,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "holdfast-shim",
         &["holdfast-plan", "holdfast-record", "holdfast-cgroups"],
     ),
+    // Only in tests of the others.
+    ("holdfast-corpus", &[]),
     ("holdfast-integration", &[]),
 ];
 

@@ -36,6 +36,7 @@ mod cache;
 mod compile;
 mod error;
 mod export;
+pub mod fuzz;
 #[cfg(test)]
 mod interpreter;
 mod notify;

@@ -68,6 +68,10 @@ impl<'a> Plan<'a> {
         let steps = word(8)?;
         let scratch = word(12)? as usize;
         let body = bytes.get(HEADER..scratch).ok_or(Malformed)?;
+        // Pointers are written there.
+        if !scratch.is_multiple_of(8) {
+            return Err(Malformed);
+        }
         Ok(Self {
             body,
             steps,

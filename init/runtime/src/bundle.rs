@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use libcontainer::validator::Validator;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Process, Spec};
 
+use crate::document;
 use crate::error::{Doing, Error, Result};
 
 /// A bundle whose specification passed the checks.
@@ -31,10 +32,18 @@ impl Bundle {
             fs::canonicalize(path).doing(|| format!("find the bundle {}", path.display()))?;
         let config = path.join("config.json");
         let bytes = fs::read(&config).doing(|| format!("read {}", config.display()))?;
-        let spec: Spec = serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+        let spec = document::spec(&bytes).map_err(|source| Error::Json {
             path: config,
             source,
         })?;
+        Self::of(path, spec)
+    }
+
+    /// A bundle at the absolute `path` with this specification, as if read from `config.json`.
+    ///
+    /// # Errors
+    /// The field and what would be right.
+    pub fn of(path: PathBuf, spec: Spec) -> Result<Self> {
         let root = spec
             .root()
             .as_ref()

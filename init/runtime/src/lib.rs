@@ -16,6 +16,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`bundle`] | config.json, read and checked |
+//! | [`document`] | JSON that oci-spec's types are too strict for |
 //! | [`plan`] | the specification turned into steps |
 //! | [`launch`] | clone, register, maps, cgroups |
 //! | [`link`] | the conversation with `holdfast-init` |
@@ -23,12 +24,15 @@
 //! | [`verb`] | one module per command |
 //! | [`hooks`] | OCI hooks with deadline and captured output |
 //! | [`cli`] | runc's command line |
+//! | [`fuzz`] | the parsers under attack; tests only |
 
 pub mod bundle;
 pub mod cli;
 pub mod default_spec;
+pub mod document;
 pub mod error;
 pub mod features;
+pub mod fuzz;
 pub mod hooks;
 mod image;
 pub mod launch;

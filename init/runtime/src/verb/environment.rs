@@ -14,7 +14,7 @@ const PASSWD_LIMIT: u64 = 1 << 20;
 
 /// The environment with `HOME`, from the container's `/etc/passwd` when it is not given.
 /// `root`: the container's root directory.
-pub(super) fn complete(process: &Process, root: Option<&OwnedFd>) -> Vec<String> {
+pub(crate) fn complete(process: &Process, root: Option<&OwnedFd>) -> Vec<String> {
     let mut env: Vec<String> = process.env().clone().unwrap_or_default();
     let home = env.iter().position(|entry| entry.starts_with("HOME="));
     match home {

@@ -177,7 +177,7 @@ fn process(container: &Container, options: &Options) -> Result<Process> {
     let mut process: Process = match &options.process {
         Some(path) => {
             let bytes = std::fs::read(path).doing(|| format!("read {}", path.display()))?;
-            serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+            crate::document::process(&bytes).map_err(|source| Error::Json {
                 path: path.clone(),
                 source,
             })?

@@ -2,7 +2,7 @@
 
 pub mod create;
 pub mod delete;
-mod environment;
+pub(crate) mod environment;
 pub mod exec;
 pub mod kill;
 pub mod list;
