@@ -10,6 +10,7 @@
 // A harness fails by panicking: that is how a test says what went wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod bench;
 pub mod bundle;
 pub mod checks;
 pub mod containerd;

@@ -66,6 +66,53 @@ impl Runtime {
         })
     }
 
+    /// The newest of a peer that Debian has, unpacked into `tools/` by `make tools`.
+    ///
+    /// # Errors
+    /// Why it cannot be used here.
+    pub fn newest(kind: Kind) -> Result<Self, String> {
+        let name = match kind {
+            Kind::Holdfast => return Err("there is one of ours".to_owned()),
+            Kind::Runc => "runc",
+            Kind::Crun => "crun",
+        };
+        let program = place::repository().join("tools/peers/bin").join(name);
+        if !program.exists() {
+            return Err(format!(
+                "{} is missing: see what `make tools` says",
+                program.display()
+            ));
+        }
+        let before = match kind {
+            Kind::Crun if is_hybrid() => hidden_unified(),
+            Kind::Holdfast | Kind::Runc | Kind::Crun => Vec::new(),
+        };
+        Ok(Self {
+            kind,
+            program,
+            before,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// The first line of what `--version` says, or why it says nothing.
+    #[must_use]
+    pub fn version(&self) -> String {
+        match Command::new(&self.program).arg("--version").output() {
+            Ok(said) => String::from_utf8_lossy(&said.stdout)
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+            Err(e) => format!("{}: {e}", self.program.display()),
+        }
+    }
+
     /// The same without the words that hide a hybrid cgroup mount from it: the caller sees to that
     /// with [`with_hidden_hybrid`].
     #[must_use]
