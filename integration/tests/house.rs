@@ -18,12 +18,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("holdfast-init", &["holdfast-plan"]),
     ("holdfast-record", &[]),
     ("holdfast-cgroups", &[]),
+    ("holdfast-gpu", &["holdfast-record"]),
     (
         "holdfast",
         &[
             "holdfast-plan",
             "holdfast-record",
             "holdfast-cgroups",
+            "holdfast-gpu",
             "holdfast-seccomp",
         ],
     ),

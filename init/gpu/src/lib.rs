@@ -1,0 +1,33 @@
+//! GPU requests of containers: what `nvidia-container-runtime` and its hook decide, as functions without side effects.
+//!
+//! ```text
+//! config.toml ──> Config ─┐
+//!                         ├─> Request (devices, capabilities, requirements, …) ──> argv of nvidia-container-cli
+//! config.json ──> Image ──┘                                                   └──> CDI edits (holdfast-cdi)
+//! ```
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`config`] | `config.toml` as the NVIDIA container toolkit reads it, and our own table in it |
+//! | [`image`] | what a container says about GPUs: environment, mounts, annotations, privilege |
+//! | [`request`] | which devices that asks for, and from where the request came |
+//! | [`capabilities`] | driver capabilities |
+//! | [`requirements`] | `NVIDIA_REQUIRE_*` and the version of old CUDA images |
+//! | [`mode`] | legacy, cdi, jit-cdi, csv; and how `auto` is resolved |
+//! | [`json`] | JSON as Go's decoder reads it: keys in any case, the last one wins |
+//! | [`paths`] | lexical paths and program search as Go does them |
+//!
+//! The order of use:
+//!
+//! 1. [`config::locate`] and [`config::load`] give a [`config::Config`], or the built-in defaults where no file has to be.
+//! 2. [`image::Image::from_spec`] takes what matters out of a specification.
+//! 3. [`request::Request::find`] says whether a GPU is asked for. `None`: leave the container alone.
+
+pub mod capabilities;
+pub mod config;
+pub mod image;
+pub mod json;
+pub mod mode;
+pub mod paths;
+pub mod request;
+pub mod requirements;
