@@ -12,6 +12,7 @@ use libcontainer::process::intel_rdt::{
 use nix::unistd::Pid;
 use oci_spec::runtime::{Linux, LinuxIntelRdt};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Doing, Error, Result};
 
@@ -97,6 +98,49 @@ impl SavedRdt {
         Ok(())
     }
 
+    /// Its part of `events`: the schemata in force here and at the root, and what the CPU has counted.
+    pub(crate) fn statistics(&self) -> Value {
+        let mut out = Map::new();
+        let root = self.group.parent().unwrap_or(Path::new("/"));
+        for (dir, suffix) in [(self.group.as_path(), ""), (root, "_root")] {
+            let text = std::fs::read_to_string(dir.join("schemata")).unwrap_or_default();
+            for (prefix, name) in [("L3:", "l3_cache_schema"), ("MB:", "mem_bw_schema")] {
+                let line = text.lines().map(str::trim).find(|l| l.starts_with(prefix));
+                if let Some(line) = line {
+                    out.insert(format!("{name}{suffix}"), line.into());
+                }
+            }
+        }
+        let counted = self
+            .monitoring
+            .as_ref()
+            .unwrap_or(&self.group)
+            .join("mon_data");
+        let domains = std::fs::read_dir(counted).into_iter().flatten().flatten();
+        let mut domains: Vec<PathBuf> = domains.map(|entry| entry.path()).collect();
+        domains.sort();
+        let read = |dir: &Path, name: &str| {
+            let text = std::fs::read_to_string(dir.join(name)).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        let (mut cache, mut bandwidth) = (Vec::new(), Vec::new());
+        for domain in &domains {
+            if let Some(bytes) = read(domain, "llc_occupancy") {
+                cache.push(json!({"llc_occupancy": bytes}));
+            }
+            if let Some(total) = read(domain, "mbm_total_bytes") {
+                let local = read(domain, "mbm_local_bytes").unwrap_or(0);
+                bandwidth.push(json!({"mbm_total_bytes": total, "mbm_local_bytes": local}));
+            }
+        }
+        for (name, list) in [("cmt_stats", cache), ("mbm_stats", bandwidth)] {
+            if !list.is_empty() {
+                out.insert(name.into(), list.into());
+            }
+        }
+        out.into()
+    }
+
     /// Removes what is the container's own; what is gone already is fine.
     ///
     /// # Errors
@@ -139,6 +183,27 @@ mod tests {
         }
         assert!(!own.group.exists());
         assert!(given.group.exists());
+    }
+
+    #[test]
+    fn statistics_are_those_of_the_group_and_the_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let saved = place(&rdt(r#"{"enableMonitoring": true}"#), folder.path(), "box");
+        let domain = saved
+            .monitoring
+            .as_ref()
+            .unwrap()
+            .join("mon_data/mon_L3_00");
+        std::fs::create_dir_all(&domain).unwrap();
+        std::fs::write(folder.path().join("schemata"), "    L3:0=ff\nMB:0=100\n").unwrap();
+        std::fs::write(saved.group.join("schemata"), "L3:0=f\n").unwrap();
+        std::fs::write(domain.join("llc_occupancy"), "4096\n").unwrap();
+        std::fs::write(domain.join("mbm_total_bytes"), "Unavailable\n").unwrap();
+        let expected = json!({
+            "l3_cache_schema": "L3:0=f", "l3_cache_schema_root": "L3:0=ff", "mem_bw_schema_root": "MB:0=100",
+            "cmt_stats": [{"llc_occupancy": 4096}],
+        });
+        assert_eq!(saved.statistics(), expected);
     }
 
     #[test]

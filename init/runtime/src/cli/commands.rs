@@ -3,18 +3,20 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use holdfast_record::ledger::{Ledger, Query, Selector};
 use holdfast_record::{ContainerId, Signal, Timestamp, why};
 use lexopt::{Arg, Parser};
 use oci_spec::runtime::Capability;
 
+use super::duration;
 use super::global::{self, Global, Parsed, flag, path, text, usage};
 use super::help;
 use super::update_flags::{self, Asked};
 use crate::error::{Doing, Error, Result};
 use crate::verb::{
-    Context, create, delete, exec, kill, list, pause, ps, run, start, state, update,
+    Context, create, delete, events, exec, kill, list, pause, ps, run, start, state, update,
 };
 
 /// Runs the command line. The second value tells whether it was an `exec`.
@@ -69,6 +71,7 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
         "pause" => pause::pause(context, &only_id(parser)?).map(|()| 0),
         "resume" => pause::resume(context, &only_id(parser)?).map(|()| 0),
         "update" => update_command(context, parser),
+        "events" => events_command(context, parser),
         "spec" => spec_command(parser),
         "features" => print(&pretty(&crate::features::features())?),
         "why" => why_command(parser),
@@ -353,6 +356,27 @@ fn update_command(context: &Context, parser: &mut Parser) -> Result<i32> {
         Asked::Limits(resources) => *resources,
     };
     update::update(context, &id, &resources).map(|()| 0)
+}
+
+fn events_command(context: &Context, parser: &mut Parser) -> Result<i32> {
+    let mut once = false;
+    let mut interval = Duration::from_secs(5);
+    let mut ids = Ids::default();
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Long("stats") => once = flag(parser)?,
+            Arg::Long("interval") => interval = duration::parse(&text(parser)?)?,
+            Arg::Value(value) => ids.push(value)?,
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    let id = ids.one()?;
+    if once {
+        events::once(context, &id)?;
+    } else {
+        events::follow(context, &id, interval)?;
+    }
+    Ok(0)
 }
 
 fn spec_command(parser: &mut Parser) -> Result<i32> {

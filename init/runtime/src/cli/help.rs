@@ -36,6 +36,7 @@ containers
 questions
   state   ID
   list    [--format table|json] [--quiet]
+  events  [--stats | --interval TIME] ID              what it uses, and its OOM kills
   ps      [--format table|json] ID [PS-OPTION...]
   why     [ID] [--last N] [--since TIME] [--json]    why something ended
   spec    [--bundle DIR] [--rootless]                 print a template of config.json

@@ -8,6 +8,7 @@
 //! | other | `run` and `exec` in the foreground: the program's own, 128+n for signal n |
 
 mod commands;
+mod duration;
 mod global;
 mod help;
 mod log_file;
