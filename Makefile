@@ -18,7 +18,7 @@ TEST_NEEDS  := containerd:containerd ctr:containerd runc:runc crun:crun strace:s
 # What only some tests need; without it they say so and are skipped.
 MORE_NEEDS  := time:time dockerd:docker.io docker-init:tini podman:podman conmon:conmon catatonit:catatonit
 
-.PHONY: help build install check test test-unit test-integration test-v2 demo bench museum clean tools
+.PHONY: help build install check test test-unit test-integration test-v2 demo bench bench-v2 museum clean tools
 .PHONY: build-needs test-needs
 
 help: ## list the targets
@@ -65,6 +65,9 @@ demo: build test-needs ## a container from start to end under a private containe
 
 bench: build test-needs tools ## side by side with runc and crun: time, system calls, memory
 	cargo run --quiet --locked --profile harness -p holdfast-integration --bin bench
+
+bench-v2: build ## the benchmark's counts and times on pure cgroup v2, in the same booted kernel
+	@integration/uml.sh bench 10 lives first parallel calls
 
 museum: build test-needs tools ## what broke other shims, done to containerd's own shim and to ours, as a table
 	cargo run --quiet --locked --profile harness -p holdfast-integration --bin museum

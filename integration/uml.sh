@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the runtime's tests on pure cgroup v2: `uml.sh [TEST...]`, each a name of integration/tests, by default all
 # whose names begin with `runtime_`. Those of the shim run too when they are named, with containerd 1.6; one processor
-# makes them slow.
+# makes them slow. `uml.sh bench [ROUNDS] [SECTION...]` runs the benchmark there instead (`make bench-v2`).
 #
 # The machine is User-Mode Linux of Debian forky, an ordinary process of this one: a kernel of today with systemd, cgroup
 # v2 (cpu, io, memory, pids) and every capability, one processor, no network. Its root file system is a small Debian of
@@ -14,7 +14,7 @@ set -eu
 cd "$(dirname "$0")/.."
 here=$PWD
 home=$here/tools/uml
-binaries=$here/target/release
+binaries=${HOLDFAST_BIN_DIR:-$here/target/release}
 
 # How long the machine may run before it is ended, in seconds.
 limit=900
@@ -87,8 +87,8 @@ make_root() {
 		echo "$recipe" >"$home/recipe"
 }
 
-# Everything above is made again when this script changes.
-recipe=$(cksum <"$0")
+# What the functions above make is made again when they change.
+recipe=$(sed -n '/^fetch_kernel()/,/^# What the functions/p' "$0" | cksum)
 if [ "$(cat "$home/recipe" 2>/dev/null)" != "$recipe" ] || ! "$home/linux" --version >/dev/null 2>&1; then
 	mkdir -p "$home"
 	echo "test-v2: fetching user-mode-linux from Debian forky, and a small Debian for it to run"
@@ -104,7 +104,15 @@ trap 'rm -rf "$share"' EXIT
 chmod 0755 "$share"
 mkdir "$share/tests" "$share/bin"
 cp "$binaries/holdfast" "$binaries/containerd-shim-holdfast-v2" "$share/bin/"
-cargo test --locked --no-run --message-format=json -p holdfast-integration --tests >"$share/built"
+if [ "${1:-}" = bench ]; then
+	# Its words are handed over as they are.
+	cargo="build --bin bench"
+	echo "$*" | cut -d ' ' -s -f 2- >"$share/words"
+else
+	cargo="test --no-run --tests"
+	: >"$share/words"
+fi
+cargo $cargo --locked --message-format=json -p holdfast-integration >"$share/built"
 sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$share/built" | while read -r executable; do
 	name=${executable##*/}
 	name=${name%-*}
@@ -123,8 +131,11 @@ echo "Linux $(uname -r), cgroup v2 with $(cat /sys/fs/cgroup/cgroup.controllers)
 failed=0
 for test in /host/tests/*; do
 	echo "     Running $(basename $test)"
-	# One processor: what is slow here would be slower side by side.
-	$test --test-threads=1 || failed=1
+	case $test in
+		*/bench) $test $(cat /host/words) || failed=1 ;;
+		# One processor: what is slow here would be slower side by side.
+		*) $test --test-threads=1 || failed=1 ;;
+	esac
 done
 exit $failed
 END
