@@ -67,7 +67,7 @@ bench: build test-needs tools ## side by side with runc and crun: time, system c
 	cargo run --quiet --locked --profile harness -p holdfast-integration --bin bench
 
 bench-v2: build ## the benchmark's counts and times on pure cgroup v2, in the same booted kernel
-	@integration/uml.sh bench 10 lives first parallel calls
+	@integration/uml.sh bench 10 lives first floor parallel calls
 
 museum: build test-needs tools ## what broke other shims, done to containerd's own shim and to ours, as a table
 	cargo run --quiet --locked --profile harness -p holdfast-integration --bin museum

@@ -3,6 +3,7 @@
 
 mod calls;
 mod cost;
+mod floor;
 mod lives;
 mod parallel;
 mod peers;
@@ -40,6 +41,10 @@ pub const SECTIONS: &[Section] = &[
     Section {
         name: "first",
         run: lives::run_first,
+    },
+    Section {
+        name: "floor",
+        run: floor::run,
     },
     Section {
         name: "parallel",
