@@ -18,7 +18,7 @@ use crate::publisher::Publisher;
 use crate::service::TaskService;
 use crate::sys;
 use crate::task::Shim;
-use crate::task::record::Scribe;
+use crate::task::scribe::Scribe;
 use crate::wire::server::serve;
 
 /// Where `start` leaves the listening socket.
@@ -121,6 +121,8 @@ async fn serve_containers(
 
     let publisher = Arc::new(Publisher::new(namespace.clone(), events_address()));
     let scribe = Arc::new(Scribe::new(places));
+    let watching = Arc::clone(&scribe);
+    tokio::task::spawn_blocking(move || watching.watch_signals());
     let shim = Arc::new(Shim::new(
         namespace,
         Arc::clone(&publisher),

@@ -38,8 +38,10 @@ pub(crate) mod owner;
 pub(crate) mod reason;
 pub(crate) mod record;
 pub(crate) mod remove;
+pub(crate) mod scribe;
 pub(crate) mod state;
 mod stuck;
+mod termination;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -58,7 +60,7 @@ use crate::options::Options;
 use crate::publisher::Publisher;
 use crate::reaper::{Process, Reaper};
 use crate::stdio::StdioPaths;
-use record::Scribe;
+use scribe::Scribe;
 use state::Ended;
 
 /// Commands that may wait for one container's owner.

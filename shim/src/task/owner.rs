@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::launch::{self, Launcher};
-use super::reason::{self, Asked, Known};
+use super::reason::{self, Asked, Case, Known};
 use super::record::{BundleJournal, Entry};
 use super::state::{Container, Ended, Exec, Init, Told};
 use super::{
@@ -149,6 +149,9 @@ struct ExecSide {
 struct Config {
     kill_all_on_exit: bool,
     pod: Option<Pod>,
+    name: Option<String>,
+    /// Kubernetes' termination log on the node.
+    termination_log: Option<PathBuf>,
 }
 
 /// See the module.

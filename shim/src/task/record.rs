@@ -1,12 +1,9 @@
-//! What is kept of a container: the journal in its bundle, and the ledger of ends.
+//! What is kept of a container: the journal in its bundle.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use holdfast_record::journal::{Journal, replay};
-use holdfast_record::ledger::{Ledger, Record};
-use holdfast_record::logging::{Places, publish};
 use holdfast_record::{ExecId, ExitStatus, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +15,6 @@ pub(crate) const JOURNAL_FILE: &str = "holdfast.journal";
 const VERSION: u16 = 1;
 /// Bytes at which a journal is made short for the first time.
 const SHORTEN_AT: u64 = 128 * 1024;
-/// Ends that may wait for a slow disk.
-const MAX_WAITING: usize = 4096;
 
 /// One change of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,81 +207,6 @@ pub(crate) fn read(bundle: &Path) -> Vec<Entry> {
             );
             Vec::new()
         }
-    }
-}
-
-/// Writes ends to the ledger, in order and off the event loop: the disk may hang.
-#[derive(Debug)]
-pub(crate) struct Scribe {
-    ledger: Ledger,
-    places: Places,
-    waiting: Mutex<Waiting>,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    records: VecDeque<Record>,
-    /// A thread is at it.
-    busy: bool,
-}
-
-impl Scribe {
-    /// A scribe for the ledger that the environment names.
-    pub(crate) fn new(places: Places) -> Self {
-        Self {
-            ledger: Ledger::from_env(),
-            places,
-            waiting: Mutex::default(),
-        }
-    }
-
-    /// Writes one record, now and on this thread.
-    pub(crate) fn write_now(&self, record: &Record) {
-        publish(&self.ledger, &self.places, record);
-    }
-
-    /// Writes one record soon.
-    pub(crate) fn write(self: &Arc<Self>, record: Record) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.records.len() >= MAX_WAITING {
-            log::error!(
-                "the ledger's disk takes nothing; not recorded: {}",
-                record.summary
-            );
-            return;
-        }
-        waiting.records.push_back(record);
-        if !std::mem::replace(&mut waiting.busy, true) {
-            let scribe = Arc::clone(self);
-            tokio::task::spawn_blocking(move || scribe.drain());
-        }
-    }
-
-    fn drain(&self) {
-        loop {
-            let next = {
-                let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                let next = waiting.records.pop_front();
-                if next.is_none() {
-                    waiting.busy = false;
-                    waiting.records.shrink_to_fit();
-                }
-                next
-            };
-            match next {
-                Some(record) => self.write_now(&record),
-                None => return,
-            }
-        }
-    }
-
-    /// Whether everything is written.
-    pub(crate) fn is_idle(&self) -> bool {
-        !self
-            .waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .busy
     }
 }
 

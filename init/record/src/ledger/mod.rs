@@ -44,6 +44,13 @@ pub const POD_ANNOTATIONS: [&str; 3] = [
     "io.kubernetes.cri.sandbox-uid",
 ];
 
+/// Annotations under which a container's name is told: by containerd's CRI plugin, cri-o, and nerdctl.
+pub const NAME_ANNOTATIONS: [&str; 3] = [
+    "io.kubernetes.cri.container-name",
+    "io.kubernetes.cri-o.ContainerName",
+    "nerdctl/name",
+];
+
 /// What ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -137,6 +144,9 @@ pub struct Record {
     /// The container's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// The name that people use for the container: in its pod, or as the tool that made it calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The exec process' id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec: Option<String>,
@@ -180,6 +190,7 @@ impl Record {
             status: None,
             namespace: None,
             container: None,
+            name: None,
             exec: None,
             process: None,
             started: None,
@@ -190,6 +201,23 @@ impl Record {
             boot: boot_id().unwrap_or_default(),
             extra: Map::new(),
         }
+    }
+
+    /// Another reason in the place of the first, which was only likely.
+    #[must_use]
+    pub fn with_reason(mut self, reason: &Reason) -> Self {
+        self.code = reason.code().to_owned();
+        self.summary = reason.to_string();
+        self.evidence = evidence(reason);
+        self.incident = reason.incident().map(str::to_owned);
+        self
+    }
+
+    /// The name that people use for the container.
+    #[must_use]
+    pub fn with_name(mut self, name: Option<String>) -> Self {
+        self.name = name;
+        self
     }
 
     /// Whose end it is.

@@ -23,8 +23,8 @@ pub struct Query {
 pub struct Selector(String);
 
 impl Selector {
-    /// A container or exec id or the beginning of one (at least 3 characters), `NAMESPACE/POD`, a pod's name or uid,
-    /// an incident, or a pid.
+    /// A container or exec id or the beginning of one (at least 3 characters), a container's name, `NAMESPACE/POD`, a
+    /// pod's name or uid, an incident, or a pid.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
@@ -41,6 +41,7 @@ impl Selector {
         let pod = record.pod.as_ref();
         record.container.as_deref() == wanted
             || record.exec.as_deref() == wanted
+            || record.name.as_deref() == wanted
             || record.incident.as_deref() == wanted
             || pod.is_some_and(|pod| {
                 pod.name == self.0

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | who sent this signal | the tracepoint `signal:signal_generate`, in a trace instance of our own |
 //! | what was that process, if it is gone | the tracepoints `task:task_newtask` and `sched:sched_process_exec`, in a second one |
+//! | is the node being shut down | pid 1, `/run/nologin` |
 //! | whom did the OOM killer choose, and which cgroup was full | the kernel's log, `/dev/kmsg`; else `oom:mark_victim` |
 //!
 //! Both instances are switched on by the first shim of a boot ([`Witness::set_up`]) and read only when a signal has
@@ -16,6 +17,7 @@
 mod kmsg;
 mod sender;
 mod setup;
+mod shutdown;
 mod trace;
 
 use std::io;
@@ -28,6 +30,7 @@ use crate::sys;
 use crate::time::Timestamp;
 
 pub use kmsg::OomKill;
+pub use shutdown::node_is_stopping;
 
 /// Overrides where tracefs is looked for: a path, or `off` for no tracing at all.
 pub const TRACEFS_VARIABLE: &str = "HOLDFAST_TRACEFS";

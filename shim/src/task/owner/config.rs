@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_record::ledger::Pod;
+use holdfast_record::ledger::{NAME_ANNOTATIONS, Pod};
 
 use super::Config;
+use crate::task::termination;
 
 /// Reads it; what cannot be read may share everything.
 pub(super) fn read_config(bundle: &std::path::Path) -> Config {
@@ -14,6 +15,15 @@ pub(super) fn read_config(bundle: &std::path::Path) -> Config {
         annotations: BTreeMap<String, String>,
         #[serde(default)]
         linux: Linux,
+        #[serde(default)]
+        mounts: Vec<Mount>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Mount {
+        #[serde(default)]
+        destination: String,
+        #[serde(default)]
+        source: String,
     }
     #[derive(Default, serde::Deserialize)]
     struct Linux {
@@ -33,7 +43,7 @@ pub(super) fn read_config(bundle: &std::path::Path) -> Config {
         // What cannot be read may share everything.
         return Config {
             kill_all_on_exit: true,
-            pod: None,
+            ..Config::default()
         };
     };
     Config {
@@ -43,5 +53,15 @@ pub(super) fn read_config(bundle: &std::path::Path) -> Config {
             .iter()
             .any(|namespace| namespace.r#type == "pid" && namespace.path.is_empty()),
         pod: Pod::from_annotations(|key| spec.annotations.get(key).map(String::as_str)),
+        name: NAME_ANNOTATIONS
+            .iter()
+            .find_map(|key| spec.annotations.get(*key))
+            .cloned(),
+        termination_log: termination::find(
+            &spec.annotations,
+            spec.mounts
+                .iter()
+                .map(|mount| (mount.destination.as_str(), mount.source.as_str())),
+        ),
     }
 }

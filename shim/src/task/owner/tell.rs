@@ -142,10 +142,14 @@ impl Owner {
     }
 
     pub(super) fn record(&self, record: Record) {
-        let record = record
+        self.shim.scribe.write(self.whose(record));
+    }
+
+    fn whose(&self, record: Record) -> Record {
+        record
             .of_container(Some(&self.shim.namespace), &self.id)
-            .with_pod(self.config.pod.clone());
-        self.shim.scribe.write(record);
+            .with_name(self.config.name.clone())
+            .with_pod(self.config.pod.clone())
     }
 
     /// What is known of an OOM kill that may have brought an end of now.
@@ -155,24 +159,13 @@ impl Owner {
     }
 
     pub(super) fn record_init_end(&self, ended: Ended) {
-        let known = Known {
-            asked: &self.init.asked,
-            oom: if ended.status.success() {
-                None
-            } else {
-                self.oom()
-            },
-            init: None,
-            is_init: true,
-        };
-        let reason = reason::of_end(ended, known);
-        log::info!(
-            "{}: init ended: {} ({})",
-            self.id,
-            ended.status,
-            reason.code()
-        );
-        self.record(end_record(Kind::Container, &reason, ended, &self.init));
+        let case = self.case(ended, &self.init, None, true);
+        let reason = case.likely();
+        log::info!("{}: init ended: {}", self.id, ended.status);
+        let record = end_record(Kind::Container, &reason, ended, &self.init);
+        let termination_log = self.config.termination_log.clone();
+        let scribe = &self.shim.scribe;
+        scribe.write_end(self.whose(record), case, termination_log);
     }
 
     pub(super) fn record_exec_end(&self, id: &ExecId, ended: Ended) {
@@ -195,18 +188,36 @@ impl Owner {
             | Init::Resuming(_)
             | Init::Deleted => None,
         };
-        let known = Known {
-            asked: &exec.side.asked,
-            oom: if ended.status.success() {
-                None
-            } else {
-                self.oom()
+        let case = self.case(ended, &exec.side, init, false);
+        let record = end_record(Kind::Exec, &case.likely(), ended, &exec.side).of_exec(id);
+        self.shim.scribe.write_end(self.whose(record), case, None);
+    }
+
+    fn case(
+        &self,
+        ended: Ended,
+        side: &Side,
+        init: Option<(u32, Option<ExitStatus>)>,
+        is_init: bool,
+    ) -> Case {
+        let cgroup = self.cgroup.as_ref();
+        Case {
+            ended,
+            known: Known {
+                pid: side.identity.map_or(0, |identity| identity.pid),
+                asked: side.asked.clone(),
+                oom: if ended.status.success() {
+                    None
+                } else {
+                    self.oom()
+                },
+                init,
+                is_init,
+                cgroup: cgroup.map_or_else(Vec::new, |cgroup| {
+                    cgroup.directories().map(Into::into).collect()
+                }),
             },
-            init,
-            is_init: false,
-        };
-        let reason = reason::of_end(ended, known);
-        self.record(end_record(Kind::Exec, &reason, ended, &exec.side).of_exec(id));
+        }
     }
 
     pub(super) fn refresh_view(&self) {
