@@ -328,7 +328,11 @@ impl Drop for Containerd {
             let log = self.log();
             let telling: Vec<&str> = log
                 .lines()
-                .filter(|line| line.contains("level=error") || line.contains("level=warn"))
+                .filter(|line| {
+                    ["level=error", "level=warn", "panic:", "fatal error:"]
+                        .iter()
+                        .any(|word| line.contains(word))
+                })
                 .collect();
             let from = telling.len().saturating_sub(30);
             eprintln!("containerd said:\n{}", telling[from..].join("\n"));
