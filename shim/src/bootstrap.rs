@@ -16,6 +16,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use crate::cli::CommandLine;
 use crate::fault::Fault;
+use crate::handover;
 use crate::options::Options;
 use crate::server::{LISTENER_FD, SOCKET_VARIABLE};
 use crate::socket::{self, Claim, SocketError};
@@ -174,6 +175,8 @@ pub(crate) fn start(line: &CommandLine) -> Result<(), StartError> {
     } else {
         address.into_bytes()
     };
+    // A shim that was killed right after a Delete has left its last events to whoever comes next.
+    drop(handover::begin(line));
     let mut stdout = io::stdout().lock();
     stdout
         .write_all(&answer)

@@ -17,14 +17,16 @@ use holdfast_record::process::{ProcessIdentity, Stat};
 use holdfast_record::{ContainerId, ExitStatus, Namespace, Reason, Signal, Timestamp};
 
 use crate::cli::CommandLine;
+use crate::event::proto_time;
 use crate::fault::chain;
 use crate::handover;
 use crate::options::Options;
-use crate::publisher::proto_time;
+use crate::outbox;
 use crate::rootfs;
 use crate::runtime;
 use crate::stdio::console::remove_leftovers;
-use crate::task::record::{Entry, read, unacknowledged};
+use crate::task::journal::{JOURNAL_FILE, read};
+use crate::task::record::Entry;
 
 /// Bound of the runtime's part; with the unmount it stays below containerd's five seconds.
 const RUNTIME_LIMIT: Duration = Duration::from_millis(2200);
@@ -122,13 +124,12 @@ pub(crate) fn delete(line: &CommandLine) -> Result<(), DeleteError> {
         log::warn!("read the options: {error}");
         Options::default()
     });
-    let entries = read(&bundle);
-    let history = history(&entries);
-    let telling = if history.shim_lives() {
-        None
-    } else {
-        handover::begin(line, &unacknowledged(&entries))
-    };
+    let journal = journal_of(&bundle, &namespace, &id);
+    let history = history(&read(&journal));
+    if !history.shim_lives() {
+        handover::take_over(&journal, &namespace, &id);
+    }
+    let telling = handover::begin(line);
     if !history.deleted {
         delete_in_runtime(&options, &namespace, &id, &bundle);
     }
@@ -153,6 +154,17 @@ pub(crate) fn delete(line: &CommandLine) -> Result<(), DeleteError> {
         .write_all(&bytes)
         .and_then(|()| stdout.flush())
         .map_err(DeleteError::Print)
+}
+
+/// The container's journal: in the bundle, or where it went when the container was deleted.
+fn journal_of(bundle: &Path, namespace: &Namespace, id: &ContainerId) -> PathBuf {
+    let own = bundle.join(JOURNAL_FILE);
+    if own.exists() {
+        return own;
+    }
+    handover::folder(namespace)
+        .and_then(|folder| outbox::latest_of(&folder, id))
+        .unwrap_or(own)
 }
 
 fn answer(history: &History, bundle: &Path) -> DeleteResponse {
@@ -284,7 +296,7 @@ fn delete_in_runtime(options: &Options, namespace: &Namespace, id: &ContainerId,
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::task::record::BundleJournal;
+    use crate::task::journal::BundleJournal;
 
     #[test]
     fn only_a_socket_without_listener_is_removed() {
@@ -306,11 +318,14 @@ mod tests {
     #[test]
     fn the_true_status_is_told_where_the_journal_knows_it() {
         let dir = tempfile::tempdir().unwrap();
-        let none = answer(&history(&read(dir.path())), dir.path());
+        let none = answer(&history(&read(&dir.path().join(JOURNAL_FILE))), dir.path());
         assert_eq!((none.pid, none.exit_status), (0, KILLED));
         // As the Go shim leaves it.
         std::fs::write(dir.path().join("init.pid"), "77").unwrap();
-        assert_eq!(answer(&history(&read(dir.path())), dir.path()).pid, 77);
+        assert_eq!(
+            answer(&history(&read(&dir.path().join(JOURNAL_FILE))), dir.path()).pid,
+            77
+        );
         let mut journal = BundleJournal::create(dir.path());
         let at = Timestamp::new(5, 6);
         journal.append(&Entry::Created {
@@ -320,7 +335,7 @@ mod tests {
             at,
         });
         assert_eq!(
-            answer(&history(&read(dir.path())), dir.path()).exit_status,
+            answer(&history(&read(&dir.path().join(JOURNAL_FILE))), dir.path()).exit_status,
             KILLED
         );
         journal.append(&Entry::Exited {
@@ -328,7 +343,7 @@ mod tests {
             status: ExitStatus::Exited(3),
             at,
         });
-        let told = answer(&history(&read(dir.path())), dir.path());
+        let told = answer(&history(&read(&dir.path().join(JOURNAL_FILE))), dir.path());
         assert_eq!(
             (told.pid, told.exit_status, told.exited_at.seconds),
             (42, 3, 5)

@@ -1,24 +1,35 @@
-//! Tells containerd what a dead shim had not got acknowledged.
+//! Tells containerd what a shim that is gone had not got acknowledged.
 //!
-//! `delete` runs while containerd waits for it, possibly before containerd serves anything (it
-//! clears leaked shims while it starts), and its bundle is gone soon after. So it starts a
-//! process of its own for the events, which tries until containerd has taken them.
+//! `delete` runs while containerd waits for it, possibly before containerd serves anything (it clears leaked shims while
+//! it starts), and its bundle is gone soon after. So the journal leaves the bundle ([`crate::outbox`]), and a process of
+//! its own tells it until containerd has taken everything. Whoever finds a journal there that nobody tells does the same:
+//! every `start` and `delete` of this containerd and namespace looks.
 
-use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use holdfast_record::Namespace;
+use holdfast_record::deadline::limit_from_env;
+use holdfast_record::journal::is_in_use;
 use holdfast_record::logging::{self, Places};
+use holdfast_record::{ContainerId, Namespace};
 
 use crate::cli::CommandLine;
-use crate::publisher::{Encoded, Publisher};
+use crate::fault::chain;
+use crate::outbox;
+use crate::publisher::Publisher;
 use crate::server::{IDENTIFIER, ServerError, events_address, step};
-use crate::sys;
+use crate::task::journal::BundleJournal;
 
-/// How long containerd may stay away before the events of the dead shim are given up.
-const LIMIT: Duration = Duration::from_secs(600);
+/// Tells the action `publish` which journals to tell, separated by colons as in PATH.
+const JOURNALS_VARIABLE: &str = "HOLDFAST_SHIM_JOURNALS";
+
+/// How long containerd may stay away before the process ends; the journals stay for the next one.
+fn limit() -> Duration {
+    limit_from_env("HANDOVER", Duration::from_secs(600))
+}
 
 /// The process that tells.
 #[derive(Debug)]
@@ -35,34 +46,69 @@ impl Telling {
     }
 }
 
-/// Starts to tell `events`; none when there is nothing or nobody to tell.
-pub(crate) fn begin(line: &CommandLine, events: &[Encoded]) -> Option<Telling> {
-    if events.is_empty() || events_address().is_none() {
+/// The folder of journals without a bundle; none when nobody is told anything.
+pub(crate) fn folder(namespace: &Namespace) -> Option<PathBuf> {
+    let address = events_address()?;
+    Some(outbox::folder(
+        Path::new(outbox::PARENT),
+        &address,
+        namespace,
+    ))
+}
+
+/// Takes the journal of a dead shim out of its bundle if there is something to tell; true then.
+pub(crate) fn take_over(journal: &Path, namespace: &Namespace, container: &ContainerId) -> bool {
+    let Some(folder) = folder(namespace).filter(|_| journal.exists()) else {
+        return false;
+    };
+    let mut entries = 0;
+    let taken = BundleJournal::open(journal, |_| entries += 1)
+        .map_err(|error| chain(&error))
+        .and_then(|mut journal| {
+            std::fs::create_dir_all(&folder)
+                .map_err(|error| format!("make {}: {error}", folder.display()))?;
+            let left = journal.leave(&outbox::file(&folder, container, entries));
+            left.map_err(|error| chain(&error))?;
+            Ok(journal.waiting() > 0)
+        });
+    taken.unwrap_or_else(|error| {
+        log::error!("the last events of {container} are lost: {error}");
+        false
+    })
+}
+
+/// Starts to tell every journal that nobody tells; none when there is nothing or nobody to tell.
+pub(crate) fn begin(line: &CommandLine) -> Option<Telling> {
+    let namespace = Namespace::new(line.namespace.as_str()).ok()?;
+    let mut journals = outbox::files(&folder(&namespace)?);
+    // As a rule a living shim's, which is about to be done with it.
+    journals.retain(|path| matches!(is_in_use(path), Ok(false)));
+    begin_with(&line.namespace, &line.id, &journals)
+}
+
+/// Starts to tell these journals.
+pub(crate) fn begin_with(namespace: &str, id: &str, journals: &[PathBuf]) -> Option<Telling> {
+    if journals.is_empty() {
         return None;
     }
-    match spawn(line, events) {
+    match spawn(namespace, id, journals) {
         Ok(child) => Some(Telling(child)),
         Err(error) => {
             log::error!(
-                "{} events of the dead shim are lost: start their publisher: {error}",
-                events.len()
+                "{} journals wait to be told: start their publisher: {error}",
+                journals.len()
             );
             None
         }
     }
 }
 
-fn spawn(line: &CommandLine, events: &[Encoded]) -> std::io::Result<Child> {
-    // All of it before anybody reads, and without a file system that may be full.
-    let mut file = sys::memory_file(c"holdfast-events")?;
-    for event in events {
-        serde_json::to_writer(&mut file, event)?;
-        file.write_all(b"\n")?;
-    }
-    file.rewind()?;
+fn spawn(namespace: &str, id: &str, journals: &[PathBuf]) -> std::io::Result<Child> {
+    let journals = std::env::join_paths(journals).map_err(std::io::Error::other)?;
     Command::new(std::env::current_exe()?)
-        .args(["-namespace", &line.namespace, "-id", &line.id, "publish"])
-        .stdin(Stdio::from(file))
+        .args(["-namespace", namespace, "-id", id, "publish"])
+        .env(JOURNALS_VARIABLE, journals)
+        .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .current_dir("/")
@@ -71,7 +117,7 @@ fn spawn(line: &CommandLine, events: &[Encoded]) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// The `publish` action: tells the events on standard input.
+/// The `publish` action: tells the journals that the environment names and that nobody tells.
 ///
 /// # Errors
 /// When it cannot begin.
@@ -90,11 +136,17 @@ pub(crate) fn publish(line: &CommandLine) -> Result<(), ServerError> {
         fields,
     ));
     let publisher = Publisher::new(Namespace::new(line.namespace.as_str())?, events_address());
-    for event in BufReader::new(std::io::stdin()).lines() {
-        let event = event.map_err(step("read the events of the dead shim"))?;
-        match serde_json::from_str::<Encoded>(&event) {
-            Ok(event) => publisher.adopt(event),
-            Err(error) => log::error!("an event of the dead shim cannot be read: {error}"),
+    let journals = std::env::var_os(JOURNALS_VARIABLE).unwrap_or_default();
+    let mut telling = Vec::new();
+    for path in std::env::split_paths(&journals) {
+        match BundleJournal::open(&path, drop) {
+            Ok(journal) => {
+                let journal = Arc::new(Mutex::new(journal));
+                publisher.resume(&journal);
+                telling.push(journal);
+            }
+            // Its shim lives, or another process of this kind has it.
+            Err(error) => log::debug!("{}", chain(&error)),
         }
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -104,12 +156,16 @@ pub(crate) fn publish(line: &CommandLine) -> Result<(), ServerError> {
         .map_err(step("start the event loop"))?;
     let left = runtime.block_on(async {
         tokio::select! {
-            left = publisher.flush(LIMIT) => left,
+            left = publisher.flush(limit()) => left,
             () = publisher.run() => 0,
         }
     });
     if left > 0 {
-        log::error!("{left} events of the dead shim are lost: containerd was away for {LIMIT:?}");
+        log::error!(
+            "containerd was away for {:?}: {left} events wait in {} for the next shim that is started",
+            limit(),
+            journals.display()
+        );
     }
     Ok(())
 }

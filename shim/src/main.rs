@@ -6,11 +6,13 @@
 mod bootstrap;
 mod cli;
 mod delete;
+mod event;
 mod fault;
 mod handover;
 mod info;
 mod look;
 mod options;
+mod outbox;
 mod publisher;
 mod reaper;
 mod rootfs;

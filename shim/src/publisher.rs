@@ -1,37 +1,28 @@
 //! Tells containerd what happened.
 //!
-//! One queue, one task, one event at a time: an event leaves the queue only when containerd
-//! has acknowledged it, so the order per container is the order of the owner's calls and
-//! nothing overtakes. While containerd is away the queue grows; beyond [`SOFT_LIMIT`] only
-//! events whose loss containerd can find out by asking are dropped (and logged), never an
-//! exit, an OOM or a delete. Those are as many as processes have ended meanwhile, and without
-//! containerd nobody starts new ones.
+//! Every event is in its container's journal before it is queued, and leaves the queue only when containerd has
+//! acknowledged it ([`crate::task::journal`]). One task sends them one at a time over one connection, always the oldest of
+//! all containers, so nothing overtakes anything. While containerd is away the journals grow and memory does not; beyond
+//! [`SOFT_LIMIT`] events whose loss containerd can find out by asking are dropped (and logged), never an exit, an OOM or a
+//! delete. Those are as many as processes have ended meanwhile, and without containerd nobody starts new ones.
 //!
-//! An event with a journal is written there before it is queued, and its acknowledgement after.
-//! What a dead shim still had to tell, the `delete` action tells in its place
-//! ([`crate::handover`]). containerd may have heard the first of them: an event may come
-//! twice, never too late and never not at all.
+//! What a dead shim still had to tell, a process of its own tells in its place ([`crate::handover`]). containerd may have
+//! heard the first of it: an event may come twice, never too late and never not at all.
 
-use std::borrow::Cow;
-use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use containerd_shim_protos::events::task as events;
-use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp as ProtoTime;
-use containerd_shim_protos::protobuf::{Message, MessageField};
-use containerd_shim_protos::shim::event::Envelope;
-use containerd_shim_protos::shim::events::ForwardRequest;
-use containerd_shim_protos::topics;
 use containerd_shim_protos::ttrpc::proto::Code;
-use holdfast_record::{Namespace, Timestamp};
-use serde::{Deserialize, Serialize};
+use holdfast_record::{ContainerId, Namespace};
 use tokio::sync::{Notify, watch};
 
-use crate::task::record::{BundleJournal, Entry};
+use crate::event::Event;
+use crate::fault::{Fault, chain};
+use crate::outbox;
+use crate::task::journal::BundleJournal;
+use crate::task::record::Entry;
 use crate::wire::client::Connection;
 
 const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
@@ -43,207 +34,107 @@ const TRY_LIMIT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(300);
 /// First and longest pause after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
+/// Pause before a journal that could not be written or read is tried again.
+const DISK_PAUSE: Duration = Duration::from_secs(1);
 /// Events kept before dispensable ones are dropped.
-const SOFT_LIMIT: usize = 8192;
+const SOFT_LIMIT: u64 = 8192;
 /// Tries for a dispensable event that containerd answers with a lasting refusal.
 const REFUSALS: u32 = 5;
-
-/// Any task event.
-#[derive(Debug, Clone)]
-pub(crate) enum Event {
-    /// `/tasks/create`.
-    Create(events::TaskCreate),
-    /// `/tasks/start`.
-    Start(events::TaskStart),
-    /// `/tasks/exec-added`.
-    ExecAdded(events::TaskExecAdded),
-    /// `/tasks/exec-started`.
-    ExecStarted(events::TaskExecStarted),
-    /// `/tasks/exit`.
-    Exit(events::TaskExit),
-    /// `/tasks/delete`.
-    Delete(events::TaskDelete),
-    /// `/tasks/oom`.
-    Oom(events::TaskOOM),
-    /// `/tasks/paused`.
-    Paused(events::TaskPaused),
-    /// `/tasks/resumed`.
-    Resumed(events::TaskResumed),
-}
-
-impl Event {
-    fn topic(&self) -> &'static str {
-        match self {
-            Self::Create(_) => topics::TASK_CREATE_EVENT_TOPIC,
-            Self::Start(_) => topics::TASK_START_EVENT_TOPIC,
-            Self::ExecAdded(_) => topics::TASK_EXEC_ADDED_EVENT_TOPIC,
-            Self::ExecStarted(_) => topics::TASK_EXEC_STARTED_EVENT_TOPIC,
-            Self::Exit(_) => topics::TASK_EXIT_EVENT_TOPIC,
-            Self::Delete(_) => topics::TASK_DELETE_EVENT_TOPIC,
-            Self::Oom(_) => topics::TASK_OOM_EVENT_TOPIC,
-            Self::Paused(_) => topics::TASK_PAUSED_EVENT_TOPIC,
-            Self::Resumed(_) => topics::TASK_RESUMED_EVENT_TOPIC,
-        }
-    }
-
-    /// Ready to be sent.
-    fn encode(&self) -> Encoded {
-        let (name, bytes) = match self {
-            Self::Create(event) => ("containerd.events.TaskCreate", event.write_to_bytes()),
-            Self::Start(event) => ("containerd.events.TaskStart", event.write_to_bytes()),
-            Self::ExecAdded(event) => ("containerd.events.TaskExecAdded", event.write_to_bytes()),
-            Self::ExecStarted(event) => {
-                ("containerd.events.TaskExecStarted", event.write_to_bytes())
-            }
-            Self::Exit(event) => ("containerd.events.TaskExit", event.write_to_bytes()),
-            Self::Delete(event) => ("containerd.events.TaskDelete", event.write_to_bytes()),
-            Self::Oom(event) => ("containerd.events.TaskOOM", event.write_to_bytes()),
-            Self::Paused(event) => ("containerd.events.TaskPaused", event.write_to_bytes()),
-            Self::Resumed(event) => ("containerd.events.TaskResumed", event.write_to_bytes()),
-        };
-        Encoded {
-            at: Timestamp::now(),
-            topic: self.topic().into(),
-            kind: name.into(),
-            // Encoding to memory fails only for missing required fields; proto3 has none.
-            value: bytes.unwrap_or_default(),
-            dispensable: self.is_dispensable(),
-        }
-    }
-
-    /// Whether containerd could find out the same by asking.
-    fn is_dispensable(&self) -> bool {
-        match self {
-            Self::Exit(_) | Self::Delete(_) | Self::Oom(_) => false,
-            Self::Create(_)
-            | Self::Start(_)
-            | Self::ExecAdded(_)
-            | Self::ExecStarted(_)
-            | Self::Paused(_)
-            | Self::Resumed(_) => true,
-        }
-    }
-}
-
-/// A time as protobuf has it.
-pub(crate) fn proto_time(time: Timestamp) -> MessageField<ProtoTime> {
-    MessageField::some(ProtoTime {
-        seconds: time.seconds(),
-        nanos: i32::try_from(time.nanos()).unwrap_or(0),
-        ..ProtoTime::default()
-    })
-}
-
-/// An event as it is kept until containerd has taken it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Encoded {
-    /// When it happened.
-    pub(crate) at: Timestamp,
-    /// For example `/tasks/exit`.
-    pub(crate) topic: Cow<'static, str>,
-    /// Name of the protobuf message.
-    pub(crate) kind: Cow<'static, str>,
-    /// The message; hexadecimal in the journal.
-    #[serde(with = "hex")]
-    pub(crate) value: Vec<u8>,
-    /// Whether containerd could find out the same by asking.
-    pub(crate) dispensable: bool,
-}
-
-impl Encoded {
-    fn request(&self, namespace: &Namespace) -> Vec<u8> {
-        let envelope = Envelope {
-            timestamp: proto_time(self.at),
-            namespace: namespace.to_string(),
-            topic: self.topic.clone().into_owned(),
-            event: MessageField::some(Any {
-                type_url: self.kind.clone().into_owned(),
-                value: self.value.clone(),
-                ..Any::default()
-            }),
-            ..Envelope::default()
-        };
-        let request = ForwardRequest {
-            envelope: MessageField::some(envelope),
-            ..ForwardRequest::default()
-        };
-        request.write_to_bytes().unwrap_or_default()
-    }
-}
-
-/// Bytes as text, for a journal that is JSON.
-mod hex {
-    use serde::de::Error as _;
-    use serde::{Deserialize as _, Deserializer, Serializer};
-    use std::fmt::Write as _;
-
-    #[allow(clippy::ptr_arg)] // serde's signature
-    pub(super) fn serialize<S: Serializer>(bytes: &Vec<u8>, to: S) -> Result<S::Ok, S::Error> {
-        let mut text = String::with_capacity(bytes.len() * 2);
-        for byte in bytes {
-            // Writing into a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-        }
-        to.serialize_str(&text)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
-        let text = String::deserialize(from)?;
-        text.as_bytes()
-            .chunks(2)
-            .map(|pair| {
-                let pair = std::str::from_utf8(pair).map_err(D::Error::custom)?;
-                u8::from_str_radix(pair, 16).map_err(D::Error::custom)
-            })
-            .collect()
-    }
-}
 
 /// A container's journal, written by its owner and here; always from the one thread.
 pub(crate) type SharedJournal = Arc<Mutex<BundleJournal>>;
 
 /// Adds an entry to a journal.
 pub(crate) fn note(journal: &SharedJournal, entry: &Entry) {
-    journal
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .append(entry);
+    lock(journal).append(entry);
 }
 
-#[derive(Debug)]
-struct Queued {
-    event: Encoded,
-    /// Where the acknowledgement is written, and under which number.
-    receipt: Option<(SharedJournal, u64)>,
+fn lock(journal: &SharedJournal) -> MutexGuard<'_, BundleJournal> {
+    journal.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The queue; see the module.
+/// Whatever takes requests to containerd.
+trait Courier {
+    /// Takes one there. The outer error is the way's, the inner one containerd's refusal.
+    async fn deliver(&mut self, request: Vec<u8>) -> std::io::Result<Result<(), Fault>>;
+}
+
+/// One connection to containerd's ttrpc socket, made when it is needed.
+struct Socket<'a> {
+    address: &'a Path,
+    connection: Option<Connection>,
+}
+
+impl Courier for Socket<'_> {
+    async fn deliver(&mut self, request: Vec<u8>) -> std::io::Result<Result<(), Fault>> {
+        let mut open = match self.connection.take() {
+            Some(open) => open,
+            None => Connection::open(self.address).await?,
+        };
+        let answer = open
+            .call(SERVICE, METHOD, request, TRY_LIMIT, PATIENCE)
+            .await?;
+        self.connection = Some(open);
+        Ok(answer.map(|_| ()))
+    }
+}
+
+/// The next event to be sent.
+struct Next {
+    journal: SharedJournal,
+    number: u64,
+    topic: String,
+    dispensable: bool,
+    request: Vec<u8>,
+}
+
+/// See the module.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     namespace: Namespace,
     address: Option<PathBuf>,
-    queue: Mutex<VecDeque<Queued>>,
+    /// Journals with something to tell.
+    journals: Mutex<Vec<SharedJournal>>,
     added: Notify,
-    waiting: watch::Sender<usize>,
+    waiting: watch::Sender<u64>,
     number: AtomicU64,
+    /// Where journals go whose bundle goes; none when nobody is told anything.
+    folder: Option<PathBuf>,
 }
 
 impl Publisher {
     /// A publisher to containerd's ttrpc socket; without an address events are only logged.
     pub(crate) fn new(namespace: Namespace, address: Option<PathBuf>) -> Self {
+        Self::keeping_in(Path::new(outbox::PARENT), namespace, address)
+    }
+
+    /// As [`Publisher::new`], with another parent for the folder of journals without a bundle.
+    pub(crate) fn keeping_in(
+        parent: &Path,
+        namespace: Namespace,
+        address: Option<PathBuf>,
+    ) -> Self {
+        let folder = address
+            .as_deref()
+            .map(|address| outbox::folder(parent, address, &namespace));
         Self {
             namespace,
             address,
-            queue: Mutex::default(),
+            journals: Mutex::default(),
             added: Notify::new(),
             waiting: watch::Sender::new(0),
             number: AtomicU64::new(0),
+            folder,
         }
     }
 
-    /// Puts an event at the end of the queue, and into `journal` until it is acknowledged.
-    /// Never waits.
-    pub(crate) fn publish(&self, event: &Event, journal: Option<&SharedJournal>) {
+    fn journals(&self) -> MutexGuard<'_, Vec<SharedJournal>> {
+        // Every change is one insertion or removal, so a panic leaves nothing half done.
+        self.journals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts an event behind all others, by way of its container's journal. Never waits.
+    pub(crate) fn publish(&self, event: &Event, journal: &SharedJournal) {
         if self.address.is_none() {
             log::warn!("no TTRPC_ADDRESS: {} is told to nobody", event.topic());
             return;
@@ -256,37 +147,58 @@ impl Publisher {
             );
             return;
         }
-        let event = event.encode();
-        let receipt = journal.map(|journal| {
-            let number = self.number.fetch_add(1, Ordering::Relaxed);
-            let entry = Entry::EventQueued {
-                number,
-                event: event.clone(),
-            };
-            note(journal, &entry);
-            (Arc::clone(journal), number)
-        });
-        self.push(Queued { event, receipt });
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        lock(journal).queue(number, event.encode());
+        self.attend(journal);
     }
 
-    /// Puts an event of another shim at the end of the queue.
-    pub(crate) fn adopt(&self, event: Encoded) {
-        self.push(Queued {
-            event,
-            receipt: None,
-        });
+    /// Goes on with a journal that an earlier image of this shim, or a dead one, has left.
+    pub(crate) fn resume(&self, journal: &SharedJournal) {
+        let after = lock(journal).highest().map_or(0, |number| number + 1);
+        self.number.fetch_max(after, Ordering::Relaxed);
+        self.attend(journal);
     }
 
-    fn push(&self, queued: Queued) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.push_back(queued);
-        self.waiting.send_replace(queue.len());
-        drop(queue);
+    /// Sees to it that the container's last events outlive its bundle; before Delete is answered.
+    pub(crate) fn bundle_goes(&self, container: &ContainerId, journal: &SharedJournal) {
+        let Some(folder) = &self.folder else {
+            return;
+        };
+        let mut journal = lock(journal);
+        if journal.waiting() == 0 {
+            return;
+        }
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let left = std::fs::create_dir_all(folder)
+            .map_err(|error| format!("make {}: {error}", folder.display()))
+            .and_then(|()| {
+                let path = outbox::file(folder, container, number);
+                journal.leave(&path).map_err(|error| chain(&error))
+            });
+        if let Err(error) = left {
+            log::error!(
+                "{container}: {error}; should the shim be killed before containerd has taken them, its last events are lost"
+            );
+        }
+    }
+
+    fn attend(&self, journal: &SharedJournal) {
+        let mut journals = self.journals();
+        if !journals.iter().any(|known| Arc::ptr_eq(known, journal)) {
+            journals.push(Arc::clone(journal));
+        }
+        self.count(&journals);
+        drop(journals);
         self.added.notify_one();
     }
 
+    fn count(&self, journals: &[SharedJournal]) {
+        let waiting = journals.iter().map(|journal| lock(journal).waiting()).sum();
+        self.waiting.send_replace(waiting);
+    }
+
     /// Waits until everything was acknowledged, at most `limit`; the number left.
-    pub(crate) async fn flush(&self, limit: Duration) -> usize {
+    pub(crate) async fn flush(&self, limit: Duration) -> u64 {
         let mut waiting = self.waiting.subscribe();
         let done = tokio::time::timeout(limit, waiting.wait_for(|count| *count == 0)).await;
         if done.is_ok() {
@@ -296,60 +208,97 @@ impl Publisher {
         }
     }
 
-    fn front(&self) -> Option<(Cow<'static, str>, bool, Vec<u8>)> {
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = &queue.front()?.event;
-        Some((
-            first.topic.clone(),
-            first.dispensable,
-            first.request(&self.namespace),
-        ))
+    /// Gives up: where the journals lie that have something to tell, for another process to go on with.
+    pub(crate) fn hand_over(&self) -> Vec<PathBuf> {
+        let journals = std::mem::take(&mut *self.journals());
+        self.waiting.send_replace(0);
+        journals
+            .iter()
+            .map(|journal| lock(journal).path().to_owned())
+            .collect()
     }
 
-    fn acknowledged(&self) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = queue.pop_front();
-        if queue.is_empty() {
-            queue.shrink_to_fit();
+    /// The oldest event of all. Journals that have told everything are forgotten.
+    fn next(&self) -> Option<Next> {
+        let mut journals = self.journals();
+        journals.retain(|journal| {
+            let journal = lock(journal);
+            journal.waiting() > 0 || journal.is_behind()
+        });
+        let next = journals
+            .iter()
+            .filter_map(|journal| Some((lock(journal).front()?.0, journal)))
+            .min_by_key(|(number, _)| *number)
+            .map(|(_, journal)| Arc::clone(journal));
+        // Reading back may have found that there is less.
+        self.count(&journals);
+        drop(journals);
+        let journal = next?;
+        let mut open = lock(&journal);
+        let (number, event) = open.front()?;
+        let (number, topic, dispensable, request) = (
+            *number,
+            event.topic.clone().into_owned(),
+            event.dispensable,
+            event.request(&self.namespace),
+        );
+        drop(open);
+        Some(Next {
+            journal,
+            number,
+            topic,
+            dispensable,
+            request,
+        })
+    }
+
+    fn acknowledged(&self, next: &Next) {
+        log::trace!("event {} ({}) is taken", next.number, next.topic);
+        lock(&next.journal).acknowledge();
+        self.count(&self.journals());
+    }
+
+    /// Waits for something to do. Journals that a full file system has not taken are tried again meanwhile.
+    async fn idle(&self) {
+        let disk = self.journals().iter().any(|journal| {
+            let journal = lock(journal);
+            journal.is_behind() || journal.waiting() > 0
+        });
+        if !disk {
+            self.added.notified().await;
+            return;
         }
-        self.waiting.send_replace(queue.len());
-        drop(queue);
-        if let Some((journal, number)) = first.and_then(|first| first.receipt) {
-            note(&journal, &Entry::EventAcknowledged { number });
+        // Err: nothing was added.
+        let _ = tokio::time::timeout(DISK_PAUSE, self.added.notified()).await;
+        for journal in self.journals().iter() {
+            lock(journal).retry();
         }
     }
 
     /// Sends what is queued, for ever.
     pub(crate) async fn run(&self) {
-        let Some(address) = &self.address else {
-            return;
-        };
-        let mut connection: Option<Connection> = None;
+        if let Some(address) = &self.address {
+            let mut socket = Socket {
+                address,
+                connection: None,
+            };
+            self.send_by(&mut socket).await;
+        }
+    }
+
+    async fn send_by(&self, courier: &mut impl Courier) {
         let (mut pause, mut refusals, mut away) = (PAUSE.0, 0, false);
         loop {
-            let Some((topic, dispensable, request)) = self.front() else {
-                self.added.notified().await;
+            let Some(mut next) = self.next() else {
+                self.idle().await;
                 continue;
             };
-            let outcome = async {
-                if connection.is_none() {
-                    connection = Some(Connection::open(address).await?);
-                }
-                match connection.as_mut() {
-                    Some(open) => {
-                        open.call(SERVICE, METHOD, request, TRY_LIMIT, PATIENCE)
-                            .await
-                    }
-                    None => Err(std::io::ErrorKind::NotConnected.into()),
-                }
-            }
-            .await;
-            match outcome {
-                Ok(Ok(_)) => {
+            match courier.deliver(std::mem::take(&mut next.request)).await {
+                Ok(Ok(())) => {
                     if std::mem::take(&mut away) {
                         log::info!("containerd takes events again");
                     }
-                    self.acknowledged();
+                    self.acknowledged(&next);
                     (pause, refusals) = (PAUSE.0, 0);
                     continue;
                 }
@@ -364,21 +313,22 @@ impl Publisher {
                     if !passing {
                         refusals += 1;
                     }
+                    let topic = &next.topic;
                     if refusals <= REFUSALS {
                         log::warn!("containerd refused {topic}: {}", fault.text);
                     }
                     // What must not be lost is kept even so, and is tried again without end.
-                    if refusals >= REFUSALS && dispensable {
+                    if refusals >= REFUSALS && next.dispensable {
                         log::error!("giving up on {topic} after {refusals} refusals");
-                        self.acknowledged();
+                        self.acknowledged(&next);
                         refusals = 0;
                     }
                 }
                 Err(error) => {
-                    connection = None;
                     if !std::mem::replace(&mut away, true) {
                         log::warn!(
-                            "containerd does not take events ({topic}): {error}; keeping them"
+                            "containerd does not take events ({}): {error}; keeping them",
+                            next.topic
                         );
                     }
                 }
@@ -390,181 +340,5 @@ impl Publisher {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::fault::Fault;
-    use crate::wire::server::{self, Handler};
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    #[derive(Default)]
-    struct Containerd {
-        calls: AtomicU32,
-        seen: Mutex<Vec<String>>,
-    }
-
-    impl Handler for Containerd {
-        async fn handle(
-            &self,
-            service: &str,
-            method: &str,
-            payload: &[u8],
-        ) -> Result<Vec<u8>, Fault> {
-            assert_eq!((service, method), (SERVICE, METHOD));
-            // Every second try fails, in three ways.
-            match self.calls.fetch_add(1, Ordering::Relaxed) % 6 {
-                1 => return Err(Fault::new(Code::UNAVAILABLE, "not now")),
-                3 => return Err(Fault::unknown("a moment")),
-                _ => {}
-            }
-            let envelope = ForwardRequest::parse_from_bytes(payload)
-                .unwrap()
-                .envelope
-                .unwrap();
-            let event = events::TaskExit::parse_from_bytes(&envelope.event.value).unwrap();
-            self.seen
-                .lock()
-                .unwrap()
-                .push(format!("{} {}", envelope.topic, event.id));
-            Ok(Vec::new())
-        }
-    }
-
-    #[tokio::test]
-    async fn events_arrive_in_order_whatever_containerd_does() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let publisher = Arc::new(Publisher::new(
-            Namespace::new("ns").unwrap(),
-            Some(path.clone()),
-        ));
-        let exit = |n: u32| {
-            Event::Exit(events::TaskExit {
-                id: n.to_string(),
-                ..events::TaskExit::default()
-            })
-        };
-        let runner = Arc::clone(&publisher);
-        tokio::spawn(async move { runner.run().await });
-        for n in 0..20 {
-            publisher.publish(&exit(n), None);
-        }
-        // Nobody listens yet, and nothing is lost by it.
-        assert_eq!(publisher.flush(Duration::from_millis(50)).await, 20);
-        let containerd = Arc::new(Containerd::default());
-        let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let handler = Arc::clone(&containerd);
-        tokio::spawn(async move {
-            loop {
-                let (socket, _) = listener.accept().await.unwrap();
-                // The first connection dies at once.
-                if handler.calls.load(Ordering::Relaxed) > 0 {
-                    tokio::spawn(server::serve(socket, Arc::clone(&handler)));
-                } else {
-                    handler.calls.store(1, Ordering::Relaxed);
-                }
-            }
-        });
-        for n in 20..40 {
-            publisher.publish(&exit(n), None);
-        }
-        assert_eq!(publisher.flush(Duration::from_secs(60)).await, 0);
-        let expected: Vec<String> = (0..40).map(|n| format!("/tasks/exit {n}")).collect();
-        assert_eq!(*containerd.seen.lock().unwrap(), expected);
-    }
-
-    #[test]
-    fn beyond_the_limit_only_what_can_be_asked_for_is_dropped() {
-        let publisher = Publisher::new(Namespace::new("ns").unwrap(), Some("/nowhere".into()));
-        for _ in 0..SOFT_LIMIT + 10 {
-            publisher.publish(&Event::Start(events::TaskStart::default()), None);
-        }
-        publisher.publish(&Event::Exit(events::TaskExit::default()), None);
-        assert_eq!(publisher.queue.lock().unwrap().len(), SOFT_LIMIT + 1);
-    }
-
-    #[tokio::test]
-    async fn the_journal_keeps_what_is_not_acknowledged() {
-        use crate::task::record::{read, unacknowledged};
-        let dir = tempfile::tempdir().unwrap();
-        let journal = Arc::new(Mutex::new(BundleJournal::create(dir.path())));
-        let path = dir.path().join("s");
-        let publisher = Arc::new(Publisher::new(
-            Namespace::new("ns").unwrap(),
-            Some(path.clone()),
-        ));
-        for n in 0..3 {
-            let event = events::TaskExit {
-                id: n.to_string(),
-                ..events::TaskExit::default()
-            };
-            publisher.publish(&Event::Exit(event), Some(&journal));
-        }
-        let left = unacknowledged(&read(dir.path()));
-        assert_eq!(left.len(), 3);
-        assert_eq!(left[2].topic, "/tasks/exit");
-        assert_eq!(left[2].value, b"\x12\x012");
-        let containerd = Arc::new(Containerd::default());
-        let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let handler = Arc::clone(&containerd);
-        tokio::spawn(async move {
-            let (socket, _) = listener.accept().await.unwrap();
-            server::serve(socket, handler).await.unwrap();
-        });
-        let runner = Arc::clone(&publisher);
-        tokio::spawn(async move { runner.run().await });
-        assert_eq!(publisher.flush(Duration::from_secs(20)).await, 0);
-        assert_eq!(unacknowledged(&read(dir.path())), []);
-    }
-
-    /// Accepts, and answers nothing until told.
-    struct Silent(watch::Sender<bool>, Mutex<Vec<u64>>);
-
-    impl Handler for Silent {
-        async fn handle(&self, _: &str, _: &str, payload: &[u8]) -> Result<Vec<u8>, Fault> {
-            let envelope = ForwardRequest::parse_from_bytes(payload).unwrap().envelope;
-            let event = events::TaskExit::parse_from_bytes(&envelope.event.value).unwrap();
-            self.1.lock().unwrap().push(u64::from(event.pid));
-            let mut speaks = self.0.subscribe();
-            let _ = speaks.wait_for(|speaks| *speaks).await;
-            Ok(Vec::new())
-        }
-    }
-
-    #[tokio::test]
-    async fn a_containerd_that_accepts_and_says_nothing_gets_every_event_in_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let publisher = Arc::new(Publisher::new(
-            Namespace::new("ns").unwrap(),
-            Some(path.clone()),
-        ));
-        let silent = Arc::new(Silent(watch::Sender::new(false), Mutex::default()));
-        let listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let handler = Arc::clone(&silent);
-        tokio::spawn(async move {
-            loop {
-                let (socket, _) = listener.accept().await.unwrap();
-                tokio::spawn(server::serve(socket, Arc::clone(&handler)));
-            }
-        });
-        let runner = Arc::clone(&publisher);
-        tokio::spawn(async move { runner.run().await });
-        for pid in 0..100 {
-            let event = events::TaskExit {
-                pid,
-                ..events::TaskExit::default()
-            };
-            publisher.publish(&Event::Exit(event), None);
-        }
-        // More than the time that containerd is given for one event.
-        assert_eq!(publisher.flush(Duration::from_secs(6)).await, 100);
-        silent.0.send_replace(true);
-        assert_eq!(publisher.flush(Duration::from_secs(20)).await, 0);
-        let mut seen = silent.1.lock().unwrap().clone();
-        // The one that hung had been given up by the server, so it came again.
-        seen.dedup();
-        assert_eq!(seen, (0..100).collect::<Vec<_>>());
-    }
-}
+#[path = "publisher_tests.rs"]
+mod tests;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_record::deadline::limit_from_env;
 use holdfast_record::ledger::{Kind, Ledger, Record};
 use holdfast_record::logging::{self, Places};
 use holdfast_record::{ContainerId, Namespace, Reason, Timestamp};
@@ -14,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::cli::CommandLine;
+use crate::handover;
 use crate::publisher::Publisher;
 use crate::service::TaskService;
 use crate::sys;
@@ -29,7 +31,9 @@ pub(crate) const SOCKET_VARIABLE: &str = "HOLDFAST_SHIM_SOCKET";
 pub(crate) const IDENTIFIER: &str = "containerd-shim-holdfast-v2";
 /// How long unacknowledged events may hold back the end: a containerd that is being replaced
 /// takes its time.
-const FLUSH_LIMIT: Duration = Duration::from_secs(150);
+fn flush_limit() -> Duration {
+    limit_from_env("FLUSH", Duration::from_secs(150))
+}
 /// How long a blocking thread stays for the next piece of work.
 const IDLE_THREAD: Duration = Duration::from_millis(100);
 
@@ -131,7 +135,7 @@ async fn serve_containers(
     let shutdown = Arc::new(Notify::new());
     let service = Arc::new(TaskService::new(Arc::clone(&shim), Arc::clone(&shutdown)));
     let publishing = Arc::clone(&publisher);
-    tokio::spawn(async move { publishing.run().await });
+    let publishing = tokio::spawn(async move { publishing.run().await });
     let accepting = tokio::spawn(accept(listener, service));
     log::info!("serving, version {}", env!("CARGO_PKG_VERSION"));
 
@@ -150,9 +154,15 @@ async fn serve_containers(
     // From here on a `start` of this group makes a new shim, and no Create is taken.
     remove_socket();
     accepting.abort();
-    let left = publisher.flush(FLUSH_LIMIT).await;
+    let left = publisher.flush(flush_limit()).await;
     if left > 0 {
-        log::error!("ending with {left} events that containerd has not taken");
+        log::warn!(
+            "ending with {left} events that containerd has not taken: another process goes on"
+        );
+        publishing.abort();
+        let _ = publishing.await;
+        // It finds the journals as files, and that nobody has them locked any more.
+        handover::begin_with(shim.namespace.as_str(), "", &publisher.hand_over());
     }
     let until = tokio::time::Instant::now() + Duration::from_secs(2);
     while !scribe.is_idle() && tokio::time::Instant::now() < until {

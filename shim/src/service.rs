@@ -14,9 +14,9 @@ use containerd_shim_protos::types::task::{ProcessInfo, Status as ProtoStatus};
 use holdfast_record::{ContainerId, ExecId};
 use tokio::sync::Notify;
 
+use crate::event::proto_time;
 use crate::fault::Fault;
 use crate::options::Options;
-use crate::publisher::proto_time;
 use crate::stats;
 use crate::stdio::StdioPaths;
 use crate::task::state::Ended;

@@ -370,6 +370,16 @@ pub fn replay<E: DeserializeOwned>(path: &Path, version: u16) -> Result<Replay<E
     })
 }
 
+/// Whether a living process writes the journal at `path`, as [`Journal::open`] would find.
+///
+/// # Errors
+/// [`JournalError::Io`].
+pub fn is_in_use(path: &Path) -> Result<bool, JournalError> {
+    let file = File::open(path).map_err(|source| failed("open", path, source))?;
+    let free = sys::try_lock(file.as_fd()).map_err(|source| failed("lock", path, source))?;
+    Ok(!free)
+}
+
 fn failed(action: &'static str, path: &Path, source: io::Error) -> JournalError {
     JournalError::Io {
         action,

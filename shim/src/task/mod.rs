@@ -33,6 +33,7 @@
 //!
 //! Order of every change: journal, view, event queue, reply.
 
+pub(crate) mod journal;
 pub(crate) mod launch;
 pub(crate) mod owner;
 pub(crate) mod reason;

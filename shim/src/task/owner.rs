@@ -30,18 +30,20 @@ use holdfast_record::{ContainerId, ExecId, ExitStatus, Reason, Signal, Timestamp
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
+use super::journal::BundleJournal;
 use super::launch::{self, Launcher};
 use super::reason::{self, Asked, Case, Known};
-use super::record::{BundleJournal, Entry};
+use super::record::Entry;
 use super::state::{Container, Ended, Exec, Init, Told};
 use super::{
     CheckpointRequest, Command, CreateRequest, ProcessView, Remains, Reply, Shim, Status, View,
     remove, stuck,
 };
+use crate::event::{Event as Published, proto_time};
 use crate::fault::{Fault, chain};
 use crate::look::describe;
 use crate::options::Options;
-use crate::publisher::{Event as Published, SharedJournal, note, proto_time};
+use crate::publisher::{SharedJournal, note};
 use crate::reaper::{Child, Process};
 use crate::runtime::{Call, Runtime};
 use crate::stdio::logger::LoggerContext;

@@ -59,7 +59,8 @@ impl World {
             kmsg: dir.path().join("no"),
             file: dir.path().join("no"),
         };
-        let publisher = Arc::new(Publisher::new(
+        let publisher = Arc::new(Publisher::keeping_in(
+            &dir.path().join("events"),
             namespace.clone(),
             Some(dir.path().join("nobody")),
         ));
@@ -111,6 +112,16 @@ impl World {
         container
     }
 
+    /// What the journal says, in the bundle or where it went with the deletion.
+    fn entries(&self) -> Vec<record::Entry> {
+        let folders = std::fs::read_dir(self.path("events")).into_iter().flatten();
+        let gone = folders
+            .flatten()
+            .flat_map(|folder| crate::outbox::files(&folder.path()))
+            .next();
+        journal::read(&gone.unwrap_or_else(|| self.path("bundle").join(journal::JOURNAL_FILE)))
+    }
+
     async fn gone(&self) {
         let mut count = self.shim.count();
         let wait = count.wait_for(|count| *count == 0);
@@ -130,6 +141,17 @@ impl Drop for World {
             let _ = process.signal(libc::SIGKILL);
         }
     }
+}
+
+/// The topics of all events.
+fn topics(entries: &[record::Entry]) -> Vec<String> {
+    let events = entries.iter().filter_map(|entry| match entry {
+        record::Entry::EventQueued { event, .. } => Some(event),
+        _ => None,
+    });
+    events
+        .map(|event| event.topic.trim_start_matches("/tasks/").to_owned())
+        .collect()
 }
 
 async fn ended(view: &ProcessView) -> Ended {
@@ -195,18 +217,14 @@ fn a_container_lives_and_ends() {
         assert_eq!(remains.pid, view.init.pid());
         assert_eq!(remains.ended.unwrap().status, status);
         world.gone().await;
-        let entries = record::read(&world.path("bundle"));
+        let entries = world.entries();
         assert!(matches!(
             entries.first(),
             Some(record::Entry::Created { .. })
         ));
         // Nobody listens, so every event is still to be told, the deletion last.
-        let topics: Vec<_> = record::unacknowledged(&entries)
-            .into_iter()
-            .map(|event| event.topic.into_owned())
-            .collect();
-        let expected = ["create", "start", "exit", "delete"].map(|name| format!("/tasks/{name}"));
-        assert_eq!(topics, expected);
+        let topics = topics(&entries);
+        assert_eq!(topics, ["create", "start", "exit", "delete"]);
         assert!(
             matches!(
                 entries[entries.len() - 2..],
@@ -457,10 +475,7 @@ fn an_exec_that_outlives_the_bound_is_told_before_the_delete() {
         let status = ended(exec_view).await.status;
         assert_eq!(status.signal(), Some(Signal::KILL));
         world.gone().await;
-        let topics: Vec<_> = record::unacknowledged(&record::read(&world.path("bundle")))
-            .into_iter()
-            .map(|event| event.topic.trim_start_matches("/tasks/").to_owned())
-            .collect();
+        let topics = topics(&world.entries());
         let expected = "create start exec-added exec-started exit exit delete";
         assert_eq!(topics.join(" "), expected);
     });

@@ -109,7 +109,9 @@ fn one_writer_at_a_time() {
         Journal::<Entry>::open(&path, 1).unwrap_err(),
         JournalError::InUse(_)
     ));
+    assert!(is_in_use(&path).unwrap());
     drop(journal);
+    assert!(!is_in_use(&path).unwrap());
     assert!(Journal::<Entry>::open(&path, 1).is_ok());
 }
 

@@ -271,6 +271,9 @@ impl Owner {
         }
         self.model.delete_done(result.is_ok(), unseen);
         self.settle();
+        if let (Ok(_), Some(journal)) = (&result, &self.journal) {
+            self.shim.publisher.bundle_goes(&self.id, journal);
+        }
         let answer = match result {
             Ok(detached) => {
                 if !detached.is_empty() {

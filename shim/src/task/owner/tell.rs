@@ -38,7 +38,11 @@ impl Owner {
     }
 
     pub(super) fn publish(&self, event: &Published) {
-        self.shim.publisher.publish(event, self.journal.as_ref());
+        match &self.journal {
+            Some(journal) => self.shim.publisher.publish(event, journal),
+            // Nobody has been told of this container yet.
+            None => log::debug!("{}: {} before it exists", self.id, event.topic()),
+        }
     }
 
     pub(super) fn note_told(&mut self, told: &Told<P>) {
