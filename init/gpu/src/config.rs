@@ -13,7 +13,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 pub use locate::{ChosenBy, Location, SYSTEM, VARIABLE, locate};
-pub use own::Own;
+pub use own::{DeviceRules, Own, UnknownDeviation};
 
 /// Why the configuration cannot be used.
 #[derive(Debug, thiserror::Error)]

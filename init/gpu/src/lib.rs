@@ -13,6 +13,10 @@
 //! | [`request`] | which devices that asks for, and from where the request came |
 //! | [`capabilities`] | driver capabilities |
 //! | [`requirements`] | `NVIDIA_REQUIRE_*` and the version of old CUDA images |
+//! | [`legacy`] | the command line of `nvidia-container-cli` |
+//! | [`hook`] | the drop-in entry `nvidia-container-runtime-hook` |
+//! | [`deviation`] | where we differ from the original on purpose |
+//! | [`version`] | versions of the runtime specification |
 //! | [`mode`] | legacy, cdi, jit-cdi, csv; and how `auto` is resolved |
 //! | [`json`] | JSON as Go's decoder reads it: keys in any case, the last one wins |
 //! | [`paths`] | lexical paths and program search as Go does them |
@@ -25,9 +29,13 @@
 
 pub mod capabilities;
 pub mod config;
+pub mod deviation;
+pub mod hook;
 pub mod image;
 pub mod json;
+pub mod legacy;
 pub mod mode;
 pub mod paths;
 pub mod request;
 pub mod requirements;
+pub mod version;

@@ -1,6 +1,9 @@
 //! `[holdfast]`: what the toolkit does not have.
 
+use std::ffi::OsStr;
 use std::time::Duration;
+
+use crate::deviation;
 
 /// Our own table. The toolkit ignores it, so one file serves both.
 ///
@@ -31,6 +34,39 @@ pub enum DeviceRules {
     Spec,
     /// The CLI does, as with the original. A reload takes them away.
     Cli,
+}
+
+/// A name that no deviation has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("as-original: {0:?} is no deviation that can be switched off; all, {names} are", names = deviation::names().collect::<Vec<_>>().join(", "))]
+pub struct UnknownDeviation(pub String);
+
+impl Own {
+    /// Adds the names in `list`, the value of [`deviation::VARIABLE`], to [`Own::as_original`].
+    ///
+    /// # Errors
+    /// [`UnknownDeviation`].
+    pub fn switch_off(&mut self, list: Option<&OsStr>) -> Result<(), UnknownDeviation> {
+        let text = list.unwrap_or_default().to_string_lossy();
+        for name in text
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+        {
+            check(name)?;
+            self.as_original.push(name.to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Whether a name in `as-original` is one.
+pub(super) fn check(name: &str) -> Result<(), UnknownDeviation> {
+    if deviation::is_known(name) {
+        Ok(())
+    } else {
+        Err(UnknownDeviation(name.to_owned()))
+    }
 }
 
 impl Default for Own {

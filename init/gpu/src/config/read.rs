@@ -14,8 +14,7 @@ use holdfast_record::deadline::parse_duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::own::DeviceRules;
-use super::{Config, Error, Own};
+use super::{Config, DeviceRules, Error, Own, own};
 
 /// The set of `supported-driver-capabilities` that the toolkit knows, and its default.
 const ALL_CAPABILITIES: &str = "compat32,compute,display,graphics,ngx,utility,video";
@@ -236,6 +235,17 @@ fn read_own(root: &Table<'_>, own: &mut Own) -> Result<(), Error> {
     let table = root.table("holdfast")?;
     table.flag("strict", &mut own.strict)?;
     table.list("as-original", &mut own.as_original)?;
+    if let Some(unknown) = own
+        .as_original
+        .iter()
+        .find_map(|name| own::check(name).err())
+    {
+        return Err(table.value(
+            "holdfast.as-original",
+            &unknown.0,
+            "it is the name of no deviation that can be switched off, see deviations.md",
+        ));
+    }
     let mut deadline = String::new();
     table.text("deadline", &mut deadline)?;
     if !deadline.is_empty() {

@@ -8,6 +8,7 @@
 //! | other | `run` and `exec` in the foreground: the program's own, 128+n for signal n |
 
 mod commands;
+mod criu_flags;
 mod duration;
 mod global;
 mod help;
@@ -21,7 +22,12 @@ use crate::error::chain;
 /// Parses, dispatches, reports.
 pub fn main() -> ExitCode {
     crate::sys::signals::default_sigpipe();
-    let (outcome, exec) = commands::run(std::env::args_os().skip(1));
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    if holdfast_gpu::hook::is_its_name(&name) {
+        return holdfast_gpu::hook::main(arguments);
+    }
+    let (outcome, exec) = commands::run(arguments);
     match outcome {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
         Err(error) => {
