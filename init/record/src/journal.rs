@@ -39,6 +39,7 @@ use std::marker::PhantomData;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,6 +53,9 @@ pub const HEADER: usize = 10;
 
 /// Longest payload in bytes. A longer length field is taken for damage.
 pub const MAX_PAYLOAD: usize = 1 << 20;
+
+/// How long the lock of a writer that is gone may linger.
+const LOCK_LIMIT: Duration = Duration::from_millis(100);
 
 /// Why a journal could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -205,9 +209,14 @@ impl<E: Serialize + DeserializeOwned> Journal<E> {
     }
 
     fn own(file: File, path: &Path, version: u16, len: u64) -> Result<Self, JournalError> {
-        let mine = sys::try_lock(file.as_fd()).map_err(|source| failed("lock", path, source))?;
-        if !mine {
-            return Err(JournalError::InUse(path.to_owned()));
+        // A child that a writer has forked holds the lock until it executes another program, and is_in_use for the time
+        // of its question. Neither can be waited for other than by asking again.
+        let until = Instant::now() + LOCK_LIMIT;
+        while !sys::try_lock(file.as_fd()).map_err(|source| failed("lock", path, source))? {
+            if Instant::now() >= until {
+                return Err(JournalError::InUse(path.to_owned()));
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
         Ok(Self {
             file,

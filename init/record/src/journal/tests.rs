@@ -190,7 +190,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// Whatever is done to a journal and wherever its writer dies, it holds what a list would hold that lost the
     /// entries of the torn end, and nothing else.
