@@ -13,7 +13,10 @@ fn main() -> io::Result<()> {
     let target = env_var("TARGET")?;
     let workspace = manifest.join("../..");
     for watched in ["init/nvml", "Cargo.toml"] {
-        println!("cargo:rerun-if-changed={}", workspace.join(watched).display());
+        println!(
+            "cargo:rerun-if-changed={}",
+            workspace.join(watched).display()
+        );
     }
     let folder = out.join("nvml-target");
     let mut cargo = Command::new(env_var("CARGO")?);

@@ -156,11 +156,8 @@ impl Driver {
             .ok_or_else(none)?;
         let mut dirs = Vec::new();
         for library in self.libraries(&format!("lib*.so.{version}")) {
-            if let Some(dir) = library.parent().map(|dir| self.inside(dir)) {
-                if !dirs.contains(&dir) {
-                    dirs.push(dir);
-                }
-            }
+            let dir = library.parent().map(|dir| self.inside(dir));
+            dirs.extend(dir.filter(|dir| !dirs.contains(dir)));
         }
         Ok(Info { version, dirs })
     }
@@ -197,7 +194,9 @@ impl Driver {
     /// Files, not directories, that match `pattern` in `dirs` below the root.
     #[must_use]
     pub fn files(&self, dirs: &[&str], pattern: &str) -> Vec<PathBuf> {
-        self.matching(dirs, pattern, |path| fs::metadata(path).is_ok_and(|meta| !meta.is_dir()))
+        self.matching(dirs, pattern, |path| {
+            fs::metadata(path).is_ok_and(|meta| !meta.is_dir())
+        })
     }
 
     /// Directories that match `pattern` below the root.
@@ -214,14 +213,19 @@ impl Driver {
         })
     }
 
-    /// A program: below the root first, then on the host.
+    /// A program below the root, in the directories of `path` and the usual ones.
     #[must_use]
     pub fn program(&self, name: &str, path: Option<&OsStr>) -> Option<PathBuf> {
         let root = self.root.to_str().unwrap_or_default();
         // The root is joined with paths that may have it in front already: that is how the toolkit searches.
         search_path(path, root)
             .iter()
-            .map(|dir| join(&join(self.root.as_os_str(), dir).into_os_string(), name.as_ref()))
+            .map(|dir| {
+                join(
+                    &join(self.root.as_os_str(), dir).into_os_string(),
+                    name.as_ref(),
+                )
+            })
             .find(|path| is_executable(path))
     }
 
@@ -241,7 +245,10 @@ impl Driver {
 /// Paths without links, each once, in the order of their first mention.
 fn resolved(paths: Vec<PathBuf>) -> Vec<PathBuf> {
     let mut out: Vec<PathBuf> = Vec::new();
-    for path in paths.into_iter().filter_map(|path| fs::canonicalize(path).ok()) {
+    for path in paths
+        .into_iter()
+        .filter_map(|path| fs::canonicalize(path).ok())
+    {
         if !out.contains(&path) {
             out.push(path);
         }

@@ -18,6 +18,10 @@
 //! | [`deviation`] | where we differ from the original on purpose |
 //! | [`version`] | versions of the runtime specification |
 //! | [`mode`] | legacy, cdi, jit-cdi, csv; and how `auto` is resolved |
+//! | [`modify`] | what is changed in a specification, in every mode |
+//! | [`driver`] | the driver's files on the host |
+//! | [`nvml`] | the GPUs of the node, asked by a process of its own |
+//! | [`oci`] | a specification as the toolkit's runtime reads and writes it |
 //! | [`json`] | JSON as Go's decoder reads it: keys in any case, the last one wins |
 //! | [`paths`] | lexical paths and program search as Go does them |
 //!
@@ -30,11 +34,15 @@
 pub mod capabilities;
 pub mod config;
 pub mod deviation;
+pub mod driver;
 pub mod hook;
 pub mod image;
 pub mod json;
 pub mod legacy;
 pub mod mode;
+pub mod modify;
+pub mod nvml;
+pub mod oci;
 pub mod paths;
 pub mod request;
 pub mod requirements;

@@ -45,10 +45,14 @@ pub const AUTOMATIC_KIND: &str = "runtime.nvidia.com/gpu";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `mode = ""`.
-    #[error("nvidia-container-runtime.mode in config.toml is empty: say auto, legacy, cdi or jit-cdi")]
+    #[error(
+        "nvidia-container-runtime.mode in config.toml is empty: say auto, legacy, cdi or jit-cdi"
+    )]
     NoMode,
     /// An unknown mode.
-    #[error("invalid mode {0:?} (nvidia-container-runtime.mode in config.toml): auto, legacy, cdi, jit-cdi and csv are")]
+    #[error(
+        "invalid mode {0:?} (nvidia-container-runtime.mode in config.toml): auto, legacy, cdi, jit-cdi and csv are"
+    )]
     InvalidMode(String),
     /// csv.
     #[error(
@@ -70,7 +74,7 @@ pub enum Error {
     #[error(transparent)]
     Unresolvable(#[from] Unresolvable),
     /// The driver's libraries.
-    #[error("{wanted}: {source}")]
+    #[error("{wanted}")]
     Driver {
         /// What they are needed for.
         wanted: &'static str,
@@ -145,7 +149,7 @@ pub enum Step {
         /// Whose they are.
         of: String,
         /// What they change.
-        edits: ContainerEdits,
+        edits: Box<ContainerEdits>,
     },
 }
 
@@ -309,7 +313,7 @@ impl Modification {
     fn edits(&mut self, of: impl Into<String>, edits: ContainerEdits) {
         self.steps.push(Step::Edits {
             of: of.into(),
-            edits,
+            edits: Box::new(edits),
         });
     }
 
@@ -342,7 +346,11 @@ impl Modification {
             Mode::JitCdi => AUTOMATIC_KIND,
             Mode::Cdi | Mode::Legacy | Mode::Csv => &setup.config.runtime.modes.cdi.default_kind,
         };
-        self.devices = qualified_names(&self.devices, kind, setup.strict && self.mode == Mode::JitCdi);
+        self.devices = qualified_names(
+            &self.devices,
+            kind,
+            setup.strict && self.mode == Mode::JitCdi,
+        );
         if self.devices.is_empty() {
             return Ok(());
         }

@@ -96,7 +96,9 @@ impl Failure {
             (_, 18) => {
                 "the kernel module is of another version than the libraries, usually after an update: reload it or reboot"
             }
-            (_, 15) => "the GPU fell off the bus: see dmesg for Xid 79, drain the node and reset or replace the GPU",
+            (_, 15) => {
+                "the GPU fell off the bus: see dmesg for Xid 79, drain the node and reset or replace the GPU"
+            }
             (_, _) => "nvidia-smi on the node and dmesg say more",
         }
     }
@@ -114,7 +116,9 @@ pub enum Error {
         failure: Failure,
     },
     /// The helper did not answer in time.
-    #[error("{stuck}: the driver does not answer. dmesg shows why; a GPU that fell off the bus needs a reboot")]
+    #[error(
+        "{stuck}: the driver does not answer. dmesg shows why; a GPU that fell off the bus needs a reboot"
+    )]
     Stuck {
         /// Which process, in which state.
         stuck: Stuck,
@@ -218,7 +222,11 @@ mod tests {
 
     #[test]
     fn a_library_that_is_not_there() {
-        let error = ask(Path::new("/nonexistent/libnvidia-ml.so.1"), Duration::from_secs(60)).unwrap_err();
+        let error = ask(
+            Path::new("/nonexistent/libnvidia-ml.so.1"),
+            Duration::from_secs(60),
+        )
+        .unwrap_err();
         let Error::Failed { failure, .. } = &error else {
             panic!("{error}");
         };

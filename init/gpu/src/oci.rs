@@ -105,7 +105,11 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn wrong(&self, field: &str, wanted: &'static str) -> Error {
-        let field = if field.is_empty() { "the document" } else { field };
+        let field = if field.is_empty() {
+            "the document"
+        } else {
+            field
+        };
         Error::Type {
             path: self.path.to_owned(),
             field: field.to_owned(),
@@ -125,7 +129,11 @@ impl Walk<'_> {
         for (key, value) in given {
             let exact = fields.iter().find(|field| field.name == key);
             let field = exact.or_else(|| fields.iter().find(|f| f.name.eq_ignore_ascii_case(&key)));
-            let at = if place.is_empty() { key } else { format!("{place}.{key}") };
+            let at = if place.is_empty() {
+                key
+            } else {
+                format!("{place}.{key}")
+            };
             match field {
                 Some(field) => {
                     if !value.is_null() {
@@ -177,7 +185,10 @@ impl Walk<'_> {
             (Kind::Flag, Value::Bool(flag)) => Ok(Value::Bool(flag)),
             (Kind::Flag, _) => Err(self.wrong(place, "true or false")),
             (Kind::Integer { min, max }, Value::Number(number)) => {
-                let whole = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
+                let whole = number
+                    .as_i64()
+                    .map(i128::from)
+                    .or(number.as_u64().map(i128::from));
                 match whole {
                     Some(whole) if (*min..=*max).contains(&whole) => Ok(Value::Number(number)),
                     Some(_) | None => Err(self.wrong(place, "a whole number in range")),
@@ -242,7 +253,11 @@ pub fn image_of(spec: &Value, lenient: bool) -> Result<Image, InvalidVariable> {
     };
     image.privileged = texts("/process/capabilities/bounding").any(|cap| cap == "CAP_SYS_ADMIN");
     let text = |value: &Value, key: &str| {
-        value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+        value
+            .get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
     };
     let mounts = at("/mounts").and_then(Value::as_array).map(Vec::as_slice);
     image.mounts = mounts

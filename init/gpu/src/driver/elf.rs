@@ -102,7 +102,10 @@ impl Library<'_> {
     fn text(&self, at: u64) -> io::Result<String> {
         let mut bytes = [0; 256];
         let length = self.file.read_at(&mut bytes, at)?;
-        let end = bytes[..length].iter().position(|b| *b == 0).ok_or_else(bad)?;
+        let end = bytes[..length]
+            .iter()
+            .position(|b| *b == 0)
+            .ok_or_else(bad)?;
         Ok(String::from_utf8_lossy(&bytes[..end]).into_owned())
     }
 }

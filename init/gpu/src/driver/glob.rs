@@ -40,7 +40,11 @@ pub(crate) fn expand(root: &Path, pattern: &Path) -> Vec<PathBuf> {
         let Component::Normal(name) = component else {
             continue;
         };
-        if name.as_bytes().iter().any(|byte| matches!(byte, b'*' | b'?')) {
+        if name
+            .as_bytes()
+            .iter()
+            .any(|byte| matches!(byte, b'*' | b'?'))
+        {
             found = found.iter().flat_map(|dir| children(dir, name)).collect();
         } else {
             for path in &mut found {

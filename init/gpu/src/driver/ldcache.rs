@@ -60,7 +60,10 @@ fn paths(bytes: &[u8]) -> Option<Vec<String>> {
         if flags & 1 == 0 || !matches!(flags & 0xff00, 0x0300 | 0x0a00 | 0x0500) {
             continue;
         }
-        let Some(text) = table.get(value..).and_then(|rest| rest.split(|b| *b == 0).next()) else {
+        let Some(text) = table
+            .get(value..)
+            .and_then(|rest| rest.split(|b| *b == 0).next())
+        else {
             continue;
         };
         let text = String::from_utf8_lossy(text).into_owned();
@@ -75,7 +78,9 @@ fn paths(bytes: &[u8]) -> Option<Vec<String>> {
 fn chain(path: PathBuf) -> Vec<PathBuf> {
     let mut out = vec![path];
     while let Some(last) = out.last().filter(|_| out.len() <= MAX_LINKS) {
-        let Ok(target) = fs::read_link(last) else { break };
+        let Ok(target) = fs::read_link(last) else {
+            break;
+        };
         let dir = last.parent().unwrap_or(Path::new("/"));
         let next = if target.is_absolute() {
             target
@@ -105,7 +110,11 @@ pub(super) mod tests {
             }
         }
         let mut table = super::MAGIC.to_vec();
-        table.extend(u32::try_from(entries.len()).unwrap_or_default().to_le_bytes());
+        table.extend(
+            u32::try_from(entries.len())
+                .unwrap_or_default()
+                .to_le_bytes(),
+        );
         table.resize(super::HEADER, 0);
         let mut texts = Vec::new();
         let base = super::HEADER + entries.len() * super::ENTRY;

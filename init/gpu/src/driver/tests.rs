@@ -28,7 +28,11 @@ fn patterns() {
         ("", "", true),
         ("", "a", false),
     ] {
-        assert_eq!(glob::matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
+        assert_eq!(
+            glob::matches(pattern.as_bytes(), name.as_bytes()),
+            expected,
+            "{pattern} {name}"
+        );
     }
 }
 
@@ -37,11 +41,22 @@ fn the_version_is_in_the_names() {
     let dir = tempfile::tempdir().unwrap();
     let root = fs::canonicalize(dir.path()).unwrap();
     put(&root, "usr/lib/x86_64-linux-gnu/libcuda.so.550.54.15", b"");
-    put(&root, "usr/lib/x86_64-linux-gnu/vdpau/libvdpau_nvidia.so.550.54.15", b"");
-    symlink("libcuda.so.550.54.15", root.join("usr/lib/x86_64-linux-gnu/libcuda.so.1")).unwrap();
+    put(
+        &root,
+        "usr/lib/x86_64-linux-gnu/vdpau/libvdpau_nvidia.so.550.54.15",
+        b"",
+    );
+    symlink(
+        "libcuda.so.550.54.15",
+        root.join("usr/lib/x86_64-linux-gnu/libcuda.so.1"),
+    )
+    .unwrap();
     let driver = driver(&root);
     assert_eq!(driver.version(), Ok("550.54.15"));
-    assert_eq!(driver.library_dirs().unwrap(), [Path::new("/usr/lib/x86_64-linux-gnu")]);
+    assert_eq!(
+        driver.library_dirs().unwrap(),
+        [Path::new("/usr/lib/x86_64-linux-gnu")]
+    );
     let own = driver.own_libraries(&["vdpau"], "*.so.550.54.15").unwrap();
     assert_eq!(own.len(), 2);
     assert_eq!(
@@ -59,7 +74,12 @@ fn without_libraries_the_error_names_the_root() {
     assert!(error.contains(dir.path().to_str().unwrap()), "{error}");
     let told = Driver::new(dir.path().to_str().unwrap(), Some("1.2".into()));
     assert_eq!(told.version(), Ok("1.2"));
-    assert!(told.library_dirs().unwrap_err().to_string().contains("libcuda.so.1.2"));
+    assert!(
+        told.library_dirs()
+            .unwrap_err()
+            .to_string()
+            .contains("libcuda.so.1.2")
+    );
 }
 
 #[test]

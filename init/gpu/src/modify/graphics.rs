@@ -73,7 +73,10 @@ pub(super) fn files(parts: &Parts<'_>) -> Result<Files, driver::Error> {
     .collect();
     let xorg = xorg_dirs(driver.library_dirs()?);
     let dirs: Vec<&str> = xorg.iter().map(String::as_str).collect();
-    for name in ["nvidia_drv.so".to_owned(), format!("libglxserver_nvidia.so.{version}")] {
+    for name in [
+        "nvidia_drv.so".to_owned(),
+        format!("libglxserver_nvidia.so.{version}"),
+    ] {
         libraries.extend(driver.files(&dirs, &name).into_iter().next());
     }
     let mut mounts = parts.mounts(libraries);
@@ -110,10 +113,13 @@ fn links(mounts: &[Mount], version: &str) -> Vec<String> {
             let (dir, name) = (path.parent()?, path.file_name()?.to_str()?);
             let library = name.strip_suffix(version)?.strip_suffix('.')?;
             let (target, link) = match library {
-                "libnvidia-allocator.so" => {
-                    ("../libnvidia-allocator.so.1", dir.join("gbm/nvidia-drm_gbm.so"))
+                "libnvidia-allocator.so" => (
+                    "../libnvidia-allocator.so.1",
+                    dir.join("gbm/nvidia-drm_gbm.so"),
+                ),
+                "libnvidia-vulkan-producer.so" | "libglxserver_nvidia.so" => {
+                    (name, dir.join(library))
                 }
-                "libnvidia-vulkan-producer.so" | "libglxserver_nvidia.so" => (name, dir.join(library)),
                 _ => return None,
             };
             Some(format!("{target}::{}", link.display()))
@@ -131,7 +137,12 @@ fn xorg_dirs(library_dirs: &[PathBuf]) -> Vec<String> {
     ];
     let below = |base: &Path| MODULES.map(|module| base.join(module).display().to_string());
     let mut usual = Vec::new();
-    for base in ["/usr/lib/xorg", "/usr/lib64/xorg", "/usr/X11R6/lib", "/usr/X11R6/lib64"] {
+    for base in [
+        "/usr/lib/xorg",
+        "/usr/lib64/xorg",
+        "/usr/X11R6/lib",
+        "/usr/X11R6/lib64",
+    ] {
         usual.extend(below(Path::new(base)));
     }
     let mut out = Vec::new();
@@ -162,7 +173,9 @@ pub(super) fn legacy_edits(parts: &Parts<'_>, devices: &[String]) -> Result<Cont
 /// The PCI addresses of the devices asked for, from what the kernel module tells in `/proc`.
 fn selected_buses(driver: &Driver, devices: &[String]) -> Vec<String> {
     let all = devices.iter().any(|device| device == "all");
-    let void = devices.iter().any(|device| matches!(device.as_str(), "" | "none" | "void"));
+    let void = devices
+        .iter()
+        .any(|device| matches!(device.as_str(), "" | "none" | "void"));
     if void && !all {
         return Vec::new();
     }

@@ -86,10 +86,11 @@ pub(super) fn remove(spec: &mut Value) {
     let Some(list) = prestart(spec) else { return };
     let before = list.len();
     list.retain(|hook| !is_ours(hook));
-    if list.is_empty() && before > 0 {
-        if let Some(hooks) = spec.get_mut("hooks").and_then(Value::as_object_mut) {
-            hooks.remove("prestart");
-        }
+    if list.is_empty()
+        && before > 0
+        && let Some(hooks) = spec.get_mut("hooks").and_then(Value::as_object_mut)
+    {
+        hooks.remove("prestart");
     }
 }
 

@@ -171,11 +171,15 @@ fn all(inventory: &Inventory, strict: bool) -> Result<Vec<Selection<'_>>, Error>
     {
         return Err(broken(inventory, "all", *index, failure));
     }
-    let whole = inventory.working().filter(|gpu| !gpu.mig).map(Selection::Gpu);
-    let parts = inventory
+    let whole = inventory
         .working()
-        .filter(|gpu| gpu.mig)
-        .flat_map(|gpu| gpu.instances.iter().map(move |part| Selection::Instance(gpu, part)));
+        .filter(|gpu| !gpu.mig)
+        .map(Selection::Gpu);
+    let parts = inventory.working().filter(|gpu| gpu.mig).flat_map(|gpu| {
+        gpu.instances
+            .iter()
+            .map(move |part| Selection::Instance(gpu, part))
+    });
     let out: Vec<_> = whole.chain(parts).collect();
     if out.is_empty() && strict {
         return Err(Error::NoGpus);
@@ -200,7 +204,9 @@ fn find<'a>(inventory: &'a Inventory, id: &str) -> Result<Selection<'a>, Error> 
     };
     let by_index = |text: &str| {
         let index = number(text).ok_or_else(|| missing("it is no index, GPU-… or MIG-…"))?;
-        let entry = usize::try_from(index).ok().and_then(|at| inventory.gpus.get(at));
+        let entry = usize::try_from(index)
+            .ok()
+            .and_then(|at| inventory.gpus.get(at));
         match entry {
             Some(Entry::Gpu(gpu)) => Ok(gpu),
             Some(Entry::Broken { index, failure }) => Err(broken(inventory, id, *index, failure)),
@@ -346,7 +352,11 @@ fn common(parts: &Parts<'_>) -> Result<ContainerEdits, Error> {
     let mut libraries = driver
         .own_libraries(&["vdpau"], &format!("*.so.{version}"))
         .map_err(needed)?;
-    libraries.extend(driver.own_libraries(&[], "libnvidia-nvvm70.so.*").map_err(needed)?);
+    libraries.extend(
+        driver
+            .own_libraries(&[], "libnvidia-nvvm70.so.*")
+            .map_err(needed)?,
+    );
     if flag("enable-explicit-driver-libraries") {
         for name in EXPLICIT {
             libraries.extend(driver.own_libraries(&[], name).map_err(needed)?);
@@ -357,7 +367,10 @@ fn common(parts: &Parts<'_>) -> Result<ContainerEdits, Error> {
     let folders = library_folders(&mounts);
     edits.mounts.extend(mounts);
     if !flag("disable-ipc-discoverer") {
-        let sockets = ["/nvidia-persistenced/socket", "/nvidia-fabricmanager/socket"];
+        let sockets = [
+            "/nvidia-persistenced/socket",
+            "/nvidia-fabricmanager/socket",
+        ];
         let sockets = sockets
             .iter()
             .filter_map(|name| driver.files(&["/run", "/var/run"], name).into_iter().next());
@@ -371,18 +384,26 @@ fn common(parts: &Parts<'_>) -> Result<ContainerEdits, Error> {
     edits
         .mounts
         .extend(parts.mounts(driver.files(&dirs, &format!("nvidia/{version}/gsp*.bin"))));
-    let programs = PROGRAMS.iter().filter_map(|name| driver.program(name, parts.path));
+    let programs = PROGRAMS
+        .iter()
+        .filter_map(|name| driver.program(name, parts.path));
     edits.mounts.extend(parts.mounts(programs));
 
     let tool = &parts.tool;
     edits.hooks.extend(tool.links(&links));
     edits.hooks.extend(tool.cuda_compat(version));
     if !folders.is_empty() {
-        let args = folders.iter().flat_map(|dir| ["--folder".to_owned(), dir.clone()]);
+        let args = folders
+            .iter()
+            .flat_map(|dir| ["--folder".to_owned(), dir.clone()]);
         edits.hooks.extend(tool.call("update-ldcache", args));
     }
-    edits.hooks.extend(tool.call("disable-device-node-modification", None));
-    edits.hooks.extend(tool.call("update-application-profile", None));
+    edits
+        .hooks
+        .extend(tool.call("disable-device-node-modification", None));
+    edits
+        .hooks
+        .extend(tool.call("update-application-profile", None));
 
     let dirs: Vec<_> = driver
         .library_dirs()
@@ -400,7 +421,8 @@ fn common(parts: &Parts<'_>) -> Result<ContainerEdits, Error> {
 /// Where the kernel looks for firmware.
 fn firmware_dirs() -> Vec<String> {
     let mut out = Vec::new();
-    let custom = fs::read_to_string("/sys/module/firmware_class/parameters/path").unwrap_or_default();
+    let custom =
+        fs::read_to_string("/sys/module/firmware_class/parameters/path").unwrap_or_default();
     if !custom.trim().is_empty() {
         out.push(custom.trim().to_owned());
     }
@@ -418,8 +440,12 @@ fn firmware_dirs() -> Vec<String> {
 fn library_links(mounts: &[holdfast_cdi::Mount]) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
     for mount in mounts {
-        let (host, inside) = (Path::new(&mount.host_path), Path::new(&mount.container_path));
-        let (Some(dir), Some(name)) = (inside.parent(), inside.file_name().and_then(|n| n.to_str()))
+        let (host, inside) = (
+            Path::new(&mount.host_path),
+            Path::new(&mount.container_path),
+        );
+        let (Some(dir), Some(name)) =
+            (inside.parent(), inside.file_name().and_then(|n| n.to_str()))
         else {
             continue;
         };
@@ -451,10 +477,9 @@ fn library_links(mounts: &[holdfast_cdi::Mount]) -> Vec<String> {
             add(name, &own);
         }
         let target = if own.is_empty() { name } else { &own };
-        if let Some(plain) = plain_name(target).filter(|plain| *plain != target) {
-            if beside(plain) {
-                add(target, plain);
-            }
+        let plain = plain_name(target).filter(|plain| *plain != target);
+        if let Some(plain) = plain.filter(|plain| beside(plain)) {
+            add(target, plain);
         }
     }
     out
@@ -489,7 +514,8 @@ fn library_folders(mounts: &[holdfast_cdi::Mount]) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
     for mount in mounts {
         let path = Path::new(&mount.container_path);
-        let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
+        else {
             continue;
         };
         let dir = dir.display().to_string();

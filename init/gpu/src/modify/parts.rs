@@ -169,7 +169,8 @@ pub(super) fn without_common(edits: &ContainerEdits, common: &ContainerEdits) ->
     let mut own = edits.clone();
     own.env.retain(|one| !common.env.contains(one));
     own.hooks.retain(|one| !common.hooks.contains(one));
-    own.device_nodes.retain(|one| !common.device_nodes.contains(one));
+    own.device_nodes
+        .retain(|one| !common.device_nodes.contains(one));
     own.mounts.retain(|one| !common.mounts.contains(one));
     let nothing = own.env.is_empty()
         && own.hooks.is_empty()

@@ -33,9 +33,21 @@ fn auto_is_jit_cdi_but_for_cdi_names_and_tegra() {
     let config = config("");
     let mode = |env: &[&str], platform| mode_of(&config, &image(env), || platform).unwrap();
     assert_eq!(mode(&[], Platform::Nvml), Mode::JitCdi);
-    assert_eq!(mode(&["NVIDIA_VISIBLE_DEVICES=all"], Platform::Unknown), Mode::JitCdi);
-    assert_eq!(mode(&["NVIDIA_VISIBLE_DEVICES=nvidia.com/gpu=0"], Platform::Nvml), Mode::Cdi);
-    assert_eq!(mode(&["NVIDIA_VISIBLE_DEVICES=nvidia.com/gpu=0,1"], Platform::Nvml), Mode::JitCdi);
+    assert_eq!(
+        mode(&["NVIDIA_VISIBLE_DEVICES=all"], Platform::Unknown),
+        Mode::JitCdi
+    );
+    assert_eq!(
+        mode(&["NVIDIA_VISIBLE_DEVICES=nvidia.com/gpu=0"], Platform::Nvml),
+        Mode::Cdi
+    );
+    assert_eq!(
+        mode(
+            &["NVIDIA_VISIBLE_DEVICES=nvidia.com/gpu=0,1"],
+            Platform::Nvml
+        ),
+        Mode::JitCdi
+    );
     assert_eq!(mode(&[], Platform::Tegra), Mode::Csv);
 }
 
@@ -59,11 +71,15 @@ fn names_get_a_kind_and_come_once() {
 
 #[test]
 fn annotations_win_and_only_under_a_prefix() {
-    let config = config("[nvidia-container-runtime.modes.cdi]\nannotation-prefixes = [\"cdi.k8s.io/\", \"\"]\n");
+    let config = config(
+        "[nvidia-container-runtime.modes.cdi]\nannotation-prefixes = [\"cdi.k8s.io/\", \"\"]\n",
+    );
     let mut image = image(&["NVIDIA_VISIBLE_DEVICES=1"]);
     image.annotations.insert("other".into(), "a.b/c=9".into());
     assert_eq!(visible(&image, &config, Mode::Cdi).names(), ["1"]);
-    image.annotations.insert("cdi.k8s.io/x".into(), "a.b/c=0".into());
+    image
+        .annotations
+        .insert("cdi.k8s.io/x".into(), "a.b/c=0".into());
     assert_eq!(visible(&image, &config, Mode::Cdi).names(), ["a.b/c=0"]);
     assert_eq!(visible(&image, &config, Mode::JitCdi).names(), ["1"]);
     assert_eq!(visible(&image, &config, Mode::Legacy).names(), ["1"]);
@@ -76,7 +92,10 @@ fn the_prestart_hook_comes_and_goes() {
     };
     let mut spec = json!({});
     hook.insert(&mut spec);
-    assert_eq!(spec, json!({"hooks": {"prestart": [{"path": "/opt/my-hook", "args": ["my-hook", "prestart"]}]}}));
+    assert_eq!(
+        spec,
+        json!({"hooks": {"prestart": [{"path": "/opt/my-hook", "args": ["my-hook", "prestart"]}]}})
+    );
     let there = json!({"hooks": {"prestart": [{"path": "/x/nvidia-container-toolkit"}, {"path": "/keep"}]}});
     let mut spec = there.clone();
     hook.insert(&mut spec);
@@ -92,12 +111,20 @@ fn without_a_request_nothing_is_asked() {
         let config = config(&format!(
             "[nvidia-container-cli]\nroot = \"/nonexistent\"\n[nvidia-container-runtime]\nmode = \"{mode}\"\n"
         ));
-        for env in [vec![], vec!["NVIDIA_VISIBLE_DEVICES=void"], vec!["NVIDIA_VISIBLE_DEVICES="]] {
+        for env in [
+            vec![],
+            vec!["NVIDIA_VISIBLE_DEVICES=void"],
+            vec!["NVIDIA_VISIBLE_DEVICES="],
+        ] {
             let image = image(&env);
             let mode = mode_of(&config, &image, || Platform::Unknown).unwrap();
             let plan = Modification::plan(&setup(&config), &image, mode).unwrap();
             assert!(!plan.has_request());
-            assert!(plan.steps.iter().all(|step| !matches!(step, Step::Edits { .. })));
+            assert!(
+                plan.steps
+                    .iter()
+                    .all(|step| !matches!(step, Step::Edits { .. }))
+            );
         }
     }
 }
@@ -105,7 +132,12 @@ fn without_a_request_nothing_is_asked() {
 #[test]
 fn csv_says_that_it_is_not_supported() {
     let config = config("");
-    let error = Modification::plan(&setup(&config), &image(&["NVIDIA_VISIBLE_DEVICES=all"]), Mode::Csv).unwrap_err();
+    let error = Modification::plan(
+        &setup(&config),
+        &image(&["NVIDIA_VISIBLE_DEVICES=all"]),
+        Mode::Csv,
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("not support"), "{error}");
 }
 
@@ -114,7 +146,10 @@ fn devices_of_files_and_automatic_ones_do_not_mix() {
     let config = config("");
     let image = image(&["NVIDIA_VISIBLE_DEVICES=nvidia.com/gpu=0,1"]);
     let error = Modification::plan(&setup(&config), &image, Mode::JitCdi).unwrap_err();
-    assert!(matches!(&error, Error::MixedKinds { devices } if devices.len() == 2), "{error}");
+    assert!(
+        matches!(&error, Error::MixedKinds { devices } if devices.len() == 2),
+        "{error}"
+    );
 }
 
 #[test]

@@ -100,7 +100,12 @@ fn image() -> io::Result<OwnedFd> {
 }
 
 /// Reads both pipes to their end. `false`: the deadline came first.
-fn read_all(child: &mut Child, output: &mut Output, started: Instant, deadline: Duration) -> io::Result<bool> {
+fn read_all(
+    child: &mut Child,
+    output: &mut Output,
+    started: Instant,
+    deadline: Duration,
+) -> io::Result<bool> {
     let mut stdout = child.stdout.take();
     let mut stderr = child.stderr.take();
     while stdout.is_some() || stderr.is_some() {
@@ -109,15 +114,19 @@ fn read_all(child: &mut Child, output: &mut Output, started: Instant, deadline: 
         };
         let timeout = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
         let (out_ready, err_ready) = {
-            let out = stdout.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
-            let err = stderr.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
+            let out = stdout
+                .as_ref()
+                .map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
+            let err = stderr
+                .as_ref()
+                .map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
             let (has_out, has_err) = (out.is_some(), err.is_some());
             let mut fds: Vec<PollFd<'_>> = out.into_iter().chain(err).collect();
             match poll(&mut fds, timeout) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            let ready = |at: usize| fds.get(at).and_then(PollFd::any).unwrap_or(false);
+            let ready = |at: usize| fds.get(at).and_then(|fd| fd.any()).unwrap_or(false);
             (has_out && ready(0), has_err && ready(usize::from(has_out)))
         };
         if out_ready && !take(&mut stdout, &mut output.stdout)? {
@@ -172,7 +181,10 @@ fn state_of(pid: i32) -> String {
         text
     };
     let stat = read("stat");
-    let state = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').next());
+    let state = stat
+        .rsplit(") ")
+        .next()
+        .and_then(|rest| rest.split(' ').next());
     format!("state {}, in {}", state.unwrap_or("?"), read("wchan"))
 }
 

@@ -104,10 +104,7 @@ static PROCESS: [Field; 16] = [
     if_set("execCPUAffinity", Kind::Object(&CPU_AFFINITY)),
 ];
 
-static BOX: [Field; 2] = [
-    always("height", U64),
-    always("width", U64),
-];
+static BOX: [Field; 2] = [always("height", U64), always("width", U64)];
 
 static USER: [Field; 5] = [
     always("uid", U32),
@@ -141,20 +138,11 @@ static SCHEDULER: [Field; 7] = [
     if_filled("period", U64),
 ];
 
-static IO_PRIORITY: [Field; 2] = [
-    always("class", TEXT),
-    always("priority", I64),
-];
+static IO_PRIORITY: [Field; 2] = [always("class", TEXT), always("priority", I64)];
 
-static CPU_AFFINITY: [Field; 2] = [
-    if_filled("initial", TEXT),
-    if_filled("final", TEXT),
-];
+static CPU_AFFINITY: [Field; 2] = [if_filled("initial", TEXT), if_filled("final", TEXT)];
 
-static ROOT: [Field; 2] = [
-    always("path", TEXT),
-    if_filled("readonly", FLAG),
-];
+static ROOT: [Field; 2] = [always("path", TEXT), if_filled("readonly", FLAG)];
 
 static MOUNT: [Field; 6] = [
     always("destination", TEXT),
@@ -251,18 +239,28 @@ static CPU: [Field; 9] = [
     if_set("idle", I64),
 ];
 
-static PIDS: [Field; 1] = [
-    if_set("limit", I64),
-];
+static PIDS: [Field; 1] = [if_set("limit", I64)];
 
 static BLOCK_IO: [Field; 7] = [
     if_set("weight", U16),
     if_set("leafWeight", U16),
     if_filled("weightDevice", Kind::List(&Kind::Object(&WEIGHT_DEVICE))),
-    if_filled("throttleReadBpsDevice", Kind::List(&Kind::Object(&THROTTLE_DEVICE))),
-    if_filled("throttleWriteBpsDevice", Kind::List(&Kind::Object(&THROTTLE_DEVICE))),
-    if_filled("throttleReadIOPSDevice", Kind::List(&Kind::Object(&THROTTLE_DEVICE))),
-    if_filled("throttleWriteIOPSDevice", Kind::List(&Kind::Object(&THROTTLE_DEVICE))),
+    if_filled(
+        "throttleReadBpsDevice",
+        Kind::List(&Kind::Object(&THROTTLE_DEVICE)),
+    ),
+    if_filled(
+        "throttleWriteBpsDevice",
+        Kind::List(&Kind::Object(&THROTTLE_DEVICE)),
+    ),
+    if_filled(
+        "throttleReadIOPSDevice",
+        Kind::List(&Kind::Object(&THROTTLE_DEVICE)),
+    ),
+    if_filled(
+        "throttleWriteIOPSDevice",
+        Kind::List(&Kind::Object(&THROTTLE_DEVICE)),
+    ),
 ];
 
 static WEIGHT_DEVICE: [Field; 4] = [
@@ -278,30 +276,18 @@ static THROTTLE_DEVICE: [Field; 3] = [
     always("rate", U64),
 ];
 
-static HUGEPAGE_LIMIT: [Field; 2] = [
-    always("pageSize", TEXT),
-    always("limit", U64),
-];
+static HUGEPAGE_LIMIT: [Field; 2] = [always("pageSize", TEXT), always("limit", U64)];
 
 static NETWORK: [Field; 2] = [
     if_set("classID", U32),
     if_filled("priorities", Kind::List(&Kind::Object(&INTERFACE_PRIORITY))),
 ];
 
-static INTERFACE_PRIORITY: [Field; 2] = [
-    always("name", TEXT),
-    always("priority", U32),
-];
+static INTERFACE_PRIORITY: [Field; 2] = [always("name", TEXT), always("priority", U32)];
 
-static RDMA: [Field; 2] = [
-    if_set("hcaHandles", U32),
-    if_set("hcaObjects", U32),
-];
+static RDMA: [Field; 2] = [if_set("hcaHandles", U32), if_set("hcaObjects", U32)];
 
-static NAMESPACE: [Field; 2] = [
-    always("type", TEXT),
-    if_filled("path", TEXT),
-];
+static NAMESPACE: [Field; 2] = [always("type", TEXT), if_filled("path", TEXT)];
 
 static DEVICE: [Field; 7] = [
     always("path", TEXT),
@@ -313,9 +299,7 @@ static DEVICE: [Field; 7] = [
     if_set("gid", U32),
 ];
 
-static NET_DEVICE: [Field; 1] = [
-    if_filled("name", TEXT),
-];
+static NET_DEVICE: [Field; 1] = [if_filled("name", TEXT)];
 
 static SECCOMP: [Field; 7] = [
     always("defaultAction", TEXT),
@@ -360,7 +344,4 @@ static PERSONALITY: [Field; 2] = [
     if_filled("flags", Kind::List(&TEXT)),
 ];
 
-static TIME_OFFSET: [Field; 2] = [
-    if_filled("secs", I64),
-    if_filled("nanosecs", U32),
-];
+static TIME_OFFSET: [Field; 2] = [if_filled("secs", I64), if_filled("nanosecs", U32)];

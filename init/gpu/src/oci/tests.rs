@@ -32,7 +32,10 @@ fn what_is_left_out() {
 fn unknown_fields_are_refused_or_dropped() {
     let text = r#"{"ociVersion": "1", "process": {"x": 1}}"#;
     let error = written(text, false).unwrap_err();
-    assert!(matches!(&error, Error::Unknown { field, .. } if field == "process.x"), "{error}");
+    assert!(
+        matches!(&error, Error::Unknown { field, .. } if field == "process.x"),
+        "{error}"
+    );
     assert_eq!(
         written(text, true).unwrap()["process"],
         json!({"user": {"uid": 0, "gid": 0}, "cwd": ""})
@@ -41,7 +44,8 @@ fn unknown_fields_are_refused_or_dropped() {
 
 #[test]
 fn names_in_any_case_and_null() {
-    let text = r#"{"OCIversion": "1", "process": {"ARGS": ["a"], "env": null}, "linux": null} trailing"#;
+    let text =
+        r#"{"OCIversion": "1", "process": {"ARGS": ["a"], "env": null}, "linux": null} trailing"#;
     assert_eq!(
         written(text, false).unwrap(),
         json!({"ociVersion": "1", "process": {"user": {"uid": 0, "gid": 0}, "cwd": "", "args": ["a"]}})
@@ -71,7 +75,9 @@ fn large_numbers_stay_exact() {
     let text = r#"{"ociVersion": "1", "linux": {"seccomp": {"defaultAction": "A", "syscalls": [{"names": ["a"],
         "action": "B", "args": [{"index": 0, "value": 18446744073709551615, "op": "O"}]}]}}}"#;
     let written = written(text, false).unwrap();
-    let value = written.pointer("/linux/seccomp/syscalls/0/args/0/value").unwrap();
+    let value = written
+        .pointer("/linux/seccomp/syscalls/0/args/0/value")
+        .unwrap();
     assert_eq!(value.as_u64(), Some(u64::MAX));
 }
 
