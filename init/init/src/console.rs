@@ -41,7 +41,9 @@ impl State {
             sys::fchown(slave, uid).map_err(|errno| Fault::on(b"fchown", b"tty", errno))?;
         }
         if bind {
-            let at = root.target(c"/dev/console", TargetKind::File, false)?;
+            // No symlink: it would let an image choose what the terminal covers, before the
+            // masked paths are covered (CVE-2025-52565).
+            let at = root.target(c"/dev/console", TargetKind::File, true)?;
             let tree = sys::clone_tree(slave, 0)
                 .map_err(|errno| Fault::on(b"open_tree", b"tty", errno))?;
             sys::move_mount(tree, at)

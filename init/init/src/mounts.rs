@@ -14,6 +14,11 @@ const MS_SHARED: u64 = k::MS_SHARED as u64;
 pub(crate) const MS_PRIVATE: u64 = k::MS_PRIVATE as u64;
 const MS_REC: u64 = k::MS_REC as u64;
 
+/// Where the kernel's own file systems are, as most paths that are covered are below them.
+const KERNEL_PLACES: [&CStr; 2] = [c"/proc", c"/sys"];
+/// Their types, and the numbers that tell them from others (linux/magic.h).
+const KERNEL: [(&CStr, u64); 2] = [(c"proc", 0x9fa0), (c"sysfs", 0x6265_6572)];
+
 /// `mount_setattr` knows recursion as a flag of the call, not of the propagation.
 pub(crate) fn set_propagation(fd: i32, propagation: u64) -> Done {
     if propagation == 0 {
@@ -64,18 +69,65 @@ impl State {
         sys::mount(Some(source), c".", Some(fstype), flags, Some(data))
             .map_err(|errno| Fault::on(b"mount", target.to_bytes(), errno))?;
         release(dir);
-        if propagation != 0 || attr_set != 0 || attr_clr != 0 {
+        self.kernel_mounted(target, None);
+        let magic = KERNEL
+            .iter()
+            .find(|(name, _)| *name == fstype)
+            .map(|(_, magic)| *magic);
+        if propagation != 0 || attr_set != 0 || attr_clr != 0 || magic.is_some() {
             let top = root
                 .open(target, k::O_DIRECTORY, nofollow)
                 .map_err(|errno| Fault::on(b"openat2", target.to_bytes(), errno))?;
+            if magic.is_some_and(|magic| sys::fs_magic(top) != Ok(magic)) {
+                return Err(Fault::on(
+                    b"somebody moved the mount",
+                    target.to_bytes(),
+                    Errno(0),
+                ));
+            }
             if attr_set != 0 || attr_clr != 0 {
                 sys::mount_setattr(top, true, attr_set, attr_clr, 0)
                     .map_err(|errno| Fault::on(b"mount_setattr", target.to_bytes(), errno))?;
             }
             set_propagation(top, propagation)?;
-            release(top);
+            if magic.is_none() || !self.kernel_mounted(target, Some(top)) {
+                release(top);
+            }
         }
         Ok(())
+    }
+
+    /// Remembers the root of what is mounted on `/proc` or `/sys`; whether `target` is one of them.
+    fn kernel_mounted(&mut self, target: &CStr, top: Option<i32>) -> bool {
+        let mut held = false;
+        for (place, slot) in KERNEL_PLACES.iter().zip(&mut self.kernel) {
+            if target == *place {
+                *slot = top;
+                held = true;
+            }
+        }
+        held
+    }
+
+    /// Opens what is to be covered. Below `/proc` and `/sys` it is looked up in what was mounted
+    /// there: by then somebody who writes to the same root file system can have put another folder
+    /// in the place of the mount point, and the mount would stay uncovered.
+    fn open_covered(&mut self, path: &CStr) -> Result<i32, Errno> {
+        for (place, held) in KERNEL_PLACES.iter().zip(self.kernel) {
+            let below = path
+                .to_bytes_with_nul()
+                .strip_prefix(place.to_bytes())
+                .filter(|rest| rest.starts_with(b"/"))
+                .and_then(|rest| CStr::from_bytes_with_nul(rest).ok());
+            if let (Some(below), Some(held)) = (below, held) {
+                return Root::new(held).open(below, 0, false);
+            }
+        }
+        self.root_or_errno()?.open(path, 0, false)
+    }
+
+    fn root_or_errno(&mut self) -> Result<Root, Errno> {
+        self.root().map_err(|fault| Errno(fault.errno))
     }
 
     pub(crate) fn mount_tree(&mut self, step: &Step<'_>) -> Done {
@@ -109,14 +161,16 @@ impl State {
         // After the move: joining a shared parent would make a private tree shared again.
         set_propagation(fd, propagation)?;
         release(at);
-        release(fd);
+        if !self.kernel_mounted(target, Some(fd)) {
+            release(fd);
+        }
         Ok(())
     }
 
     /// Covers a file with `/dev/null` and a directory with one empty, read-only tmpfs that all
     /// masked directories share.
     pub(crate) fn mask(&mut self, path: &CStr) -> Done {
-        let at = match self.root()?.open(path, 0, false) {
+        let at = match self.open_covered(path) {
             Ok(fd) => fd,
             Err(Errno(ENOENT | ENOTDIR)) => return Ok(()),
             Err(errno) => return Err(Fault::on(b"openat2", path.to_bytes(), errno)),
@@ -174,7 +228,7 @@ impl State {
 
     /// Binds a path over itself, read-only with everything below it.
     pub(crate) fn readonly(&mut self, path: &CStr) -> Done {
-        let at = match self.root()?.open(path, 0, false) {
+        let at = match self.open_covered(path) {
             Ok(fd) => fd,
             Err(Errno(ENOENT | ENOTDIR)) => return Ok(()),
             Err(errno) => return Err(Fault::on(b"openat2", path.to_bytes(), errno)),

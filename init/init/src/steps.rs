@@ -12,6 +12,8 @@ use crate::root::{PathBuffer, Root};
 use crate::sys::{self, EACCES, EINVAL, ENOENT, ENOSYS, EPERM, Errno};
 
 const PROC_MAGIC: u64 = 0x9fa0;
+/// Inode of procfs's root directory (`PROC_ROOT_INO`, include/linux/proc_ns.h).
+const PROC_ROOT: u64 = 1;
 
 /// What later steps need from earlier ones.
 pub(crate) struct State {
@@ -27,6 +29,8 @@ pub(crate) struct State {
     pub(crate) empty: Option<i32>,
     /// The directory that the next mount covers, when its content is to be copied.
     pub(crate) below: Option<i32>,
+    /// The roots of what is mounted on `/proc` and `/sys` of the container.
+    pub(crate) kernel: [Option<i32>; 2],
     proc: Option<i32>,
     pub(crate) program: Option<PathBuffer>,
 }
@@ -42,6 +46,7 @@ impl State {
             null: None,
             empty: None,
             below: None,
+            kernel: [None; 2],
             proc: None,
             program: None,
         }
@@ -70,7 +75,10 @@ impl State {
                 sys::umask(0);
                 sys::close_range_on_exec(3 + count).map_err(call(b"close_range"))
             }
-            Step::Join { fd, flags } => sys::setns(fd, flags).map_err(call(b"setns")),
+            Step::Join { fd, flags } => {
+                self.forget_proc();
+                sys::setns(fd, flags).map_err(call(b"setns"))
+            }
             Step::Unshare { flags } => sys::unshare(flags).map_err(call(b"unshare")),
             Step::Await {
                 point,
@@ -143,9 +151,18 @@ impl State {
             Step::Mask { path } => self.mask(path),
             Step::Readonly { path } => self.readonly(path),
             Step::ReadonlyRoot {} => self.readonly_root(),
-            Step::PivotRoot { shared } => self.pivot_root(shared),
-            Step::MoveRoot {} => self.move_root(),
-            Step::Chroot {} => self.chroot(),
+            Step::PivotRoot { shared } => {
+                self.forget_proc();
+                self.pivot_root(shared)
+            }
+            Step::MoveRoot {} => {
+                self.forget_proc();
+                self.move_root()
+            }
+            Step::Chroot {} => {
+                self.forget_proc();
+                self.chroot()
+            }
             Step::Rlimit {
                 resource,
                 soft,
@@ -211,18 +228,27 @@ impl State {
         }
     }
 
-    /// The host's `/proc`, checked to be procfs.
+    /// The host's `/proc`, checked to be the root of a procfs (CVE-2019-16884, CVE-2025-52881).
     fn proc(&mut self) -> Result<i32, Fault> {
         if let Some(proc) = self.proc {
             return Ok(proc);
         }
-        let proc = sys::open(c"/proc", k::O_PATH | k::O_DIRECTORY)
+        let proc = sys::open(c"/proc", k::O_PATH | k::O_DIRECTORY | k::O_NOFOLLOW)
             .map_err(|errno| Fault::on(b"open", b"/proc", errno))?;
-        if sys::fs_magic(proc) != Ok(PROC_MAGIC) {
+        let ino = sys::fstat(proc).map(|stat| stat.ino);
+        if sys::fs_magic(proc) != Ok(PROC_MAGIC) || ino != Ok(PROC_ROOT) {
             return Err(Fault::check(b"/proc is not procfs"));
         }
         self.proc = Some(proc);
         Ok(proc)
+    }
+
+    /// Closes the host's `/proc`: a container with whom this process shares its pid namespace
+    /// must not find it in `/proc/PID/fd` (CVE-2024-21626).
+    fn forget_proc(&mut self) {
+        if let Some(proc) = self.proc.take() {
+            sys::close(proc);
+        }
     }
 
     /// Makes a time namespace with these offsets and enters it.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use holdfast_cgroups::{Cgroup, Entrance, Hierarchies};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use oci_spec::runtime::LinuxNamespaceType as Type;
 
 use crate::error::{Doing, Error, Result};
 use crate::image;
@@ -42,6 +43,12 @@ pub struct Launch<'a> {
 /// The step that failed; nothing is left running.
 pub fn launch(request: &Launch<'_>, prepared: Prepared) -> Result<Link> {
     let Prepared { image, kept, floor } = prepared;
+    // Until it executes the image, the new process is a copy of this one: in a pid namespace that
+    // others are in, they must not open its descriptors (CVE-2016-9962). An ordinary user needs
+    // its own /proc/PID files for the id maps, and has nothing that the container has not.
+    if request.namespaces.clone & flag(Type::Pid) == 0 && nix::unistd::geteuid().is_root() {
+        nix::sys::prctl::set_dumpable(false).doing(|| "protect itself from being traced".into())?;
+    }
     let executable = image::sealed()?;
     let plan = fd::sealed(c"holdfast-plan", &image.bytes, false, true)
         .doing(|| "write the plan".into())?;

@@ -17,6 +17,7 @@ mod errnos {
     pub(crate) const ENOENT: i32 = errno::ENOENT as i32;
     pub(crate) const EEXIST: i32 = errno::EEXIST as i32;
     pub(crate) const EINTR: i32 = errno::EINTR as i32;
+    pub(crate) const EAGAIN: i32 = errno::EAGAIN as i32;
     pub(crate) const EINVAL: i32 = errno::EINVAL as i32;
     pub(crate) const ENOSYS: i32 = errno::ENOSYS as i32;
     pub(crate) const ENOTDIR: i32 = errno::ENOTDIR as i32;
@@ -156,8 +157,23 @@ pub(crate) fn write(file: i32, bytes: &[u8]) -> Call<usize> {
     )
 }
 
-/// `openat2`; `O_CLOEXEC` is always added.
+/// How often a look-up is begun again that a rename or mount disturbed. Somebody who renames in a
+/// loop makes a create fail, but not wait.
+const DISTURBED: u32 = 256;
+
+/// `openat2`; `O_CLOEXEC` is always added. Begun again when the kernel could not tell whether a
+/// `..` left the root, because something was renamed or mounted meanwhile (EAGAIN, openat2(2)).
 pub(crate) fn openat2(dir: i32, path: &CStr, flags: u32, resolve: u32) -> Call<i32> {
+    for _ in 1..DISTURBED {
+        match openat2_once(dir, path, flags, resolve) {
+            Err(Errno(EAGAIN)) => {}
+            other => return other,
+        }
+    }
+    openat2_once(dir, path, flags, resolve)
+}
+
+fn openat2_once(dir: i32, path: &CStr, flags: u32, resolve: u32) -> Call<i32> {
     let how = k::open_how {
         flags: u64::from(flags | k::O_CLOEXEC),
         mode: 0,

@@ -11,7 +11,7 @@ use super::filter::Filter;
 use super::mounts::{self, Cgroups};
 use super::namespaces::{Namespaces, flag};
 use super::{Draft, PlanImage, devices, identity, placement};
-use crate::bundle::{Bundle, cstring, namespace};
+use crate::bundle::{Bundle, cstring, is_new, namespace};
 use crate::error::{Error, Result};
 
 /// What the plan depends on beside the bundle.
@@ -70,6 +70,14 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     let any_user = namespace(list, Type::User).is_some();
     let mut draft = Draft::new(inputs.preserve_fds)?;
 
+    // Others see it from the start in a pid namespace that is not its own (CVE-2016-9962).
+    let seen = !is_new(list, Type::Pid);
+    let protect = |draft: &mut Draft| {
+        draft.push(Step::NonDumpable {}, "protect itself from being traced");
+    };
+    if seen && !any_user {
+        protect(&mut draft);
+    }
     join(&mut draft, inputs.namespaces)?;
     if inputs.namespaces.unshare_time {
         let offsets = time_offsets(linux);
@@ -113,6 +121,12 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
             },
             format!("set the sysctl {name} to {value:?}"),
         );
+    }
+
+    // In a user namespace not earlier: it would not own its files in /proc any more, and could
+    // not write the ones above.
+    if seen && any_user {
+        protect(&mut draft);
     }
 
     let propagation = mounts::root_propagation(linux.rootfs_propagation().as_deref())?;

@@ -40,6 +40,9 @@ pub struct Inputs<'a> {
 pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     let process = inputs.process;
     let mut draft = Draft::new(inputs.preserve_fds)?;
+    // It is in the container's pid namespace already: those in there must not find in its
+    // /proc/PID/fd what it opens of the host (CVE-2016-9962, CVE-2024-21626).
+    draft.push(Step::NonDumpable {}, "protect itself from being traced");
     placement::final_cpus(&mut draft, process)?;
     // Before joining: the labels go through the host's procfs.
     labels(
@@ -47,8 +50,6 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
         process.apparmor_profile().as_deref(),
         process.selinux_label().as_deref(),
     )?;
-    // From the moment it is in the container's pid namespace others in there can see it.
-    draft.push(Step::NonDumpable {}, "protect itself from being traced");
     if let Some((pidfd, flags)) = inputs.join {
         let fd = draft.keep(pidfd)?;
         draft.push(Step::Join { fd, flags }, "join the container's namespaces");

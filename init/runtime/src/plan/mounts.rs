@@ -128,6 +128,7 @@ fn one(
     let target = target(mount)?;
     let typ = mount.typ().as_deref().unwrap_or_default();
     if options.bind.is_some() || typ == "bind" {
+        check_proc(&target, mount, bundle)?;
         return bind(draft, bundle, idmaps, mount, &options, &target);
     }
     idmap::refuse(&options, mount)?;
@@ -177,6 +178,41 @@ fn copy_up(draft: &mut Draft, source: &Path, options: Options, target: &CString)
     );
     if readonly {
         make_readonly(draft, target);
+    }
+    Ok(())
+}
+
+/// Files of procfs that lxcfs and the like may replace: they tell, and nothing is decided by them.
+const REPLACEABLE: &[&str] = &[
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/sys/crypto/fips_enabled",
+    "/proc/sys/kernel/ns_last_pid",
+];
+
+/// What is bound on `/proc` is a procfs, and into it nothing that a process would take for the
+/// kernel's word (CVE-2019-16884, CVE-2019-19921). The rule of runc.
+fn check_proc(target: &CStr, mount: &Mount, bundle: &Bundle) -> Result<()> {
+    const PROC_MAGIC: i64 = 0x9fa0;
+    let shown = target.to_string_lossy();
+    if shown == "/proc" {
+        let source = mount.source().as_deref().unwrap_or(Path::new(""));
+        let is_proc = nix::sys::statfs::statfs(&bundle.path.join(source))
+            .is_ok_and(|found| found.filesystem_type().0 == PROC_MAGIC);
+        if !is_proc {
+            return Err(Error::spec("destination", "/proc takes a procfs only"));
+        }
+    } else if shown.starts_with("/proc/") && !REPLACEABLE.contains(&shown.as_ref()) {
+        return Err(Error::spec(
+            "destination",
+            format!("{shown} cannot be mounted because it is inside /proc"),
+        ));
     }
     Ok(())
 }

@@ -60,8 +60,26 @@ pub(crate) fn clone_tree(path: &CStr, recursive: bool, nofollow: bool) -> io::Re
     owned(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })
 }
 
+/// How often a look-up is begun again that a rename or mount disturbed (EAGAIN, openat2(2)).
+const DISTURBED: u32 = 256;
+
 /// Opens with `openat2`; the result is close-on-exec.
 pub(crate) fn openat2(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: libc::c_int,
+    resolve: u64,
+) -> io::Result<OwnedFd> {
+    for _ in 1..DISTURBED {
+        match openat2_once(dir, path, flags, resolve) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            other => return other,
+        }
+    }
+    openat2_once(dir, path, flags, resolve)
+}
+
+fn openat2_once(
     dir: BorrowedFd<'_>,
     path: &CStr,
     flags: libc::c_int,

@@ -42,6 +42,10 @@ fn home_of(root: &OwnedFd, uid: u32) -> Option<String> {
     )
     .ok()?;
     let file = File::from(file);
+    // A device or a fifo of the container's must not be waited for.
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
     let mut text = String::new();
     file.take(PASSWD_LIMIT).read_to_string(&mut text).ok()?;
     text.lines().find_map(|line| {
