@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::fault::Fault;
+use crate::fault::Fault;
 use super::{Outcome, Seen, Stage, seconds, within};
 use crate::events::Subscriber;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::fault::Fault;
+use crate::fault::Fault;
 use super::{Outcome, Seen, Side, Stage, within};
 use crate::leaks;
 

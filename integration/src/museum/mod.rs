@@ -8,7 +8,6 @@ mod background_child;
 mod busy_rootfs;
 mod containerd_down;
 mod containerd_stopped;
-mod fault;
 mod hung_exec;
 mod killed_mid_create;
 mod log_disk_full;

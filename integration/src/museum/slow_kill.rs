@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::fault::Fault;
+use crate::fault::Fault;
 use super::{Outcome, Seen, Stage, seconds};
 
 const SLOW: Duration = Duration::from_secs(4);

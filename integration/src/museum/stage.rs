@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::fault::{self, Fault};
 use super::within;
+use crate::fault::{self, Fault};
 use crate::containerd::{Containerd, Extra, Version};
 use crate::scratch::text;
 use crate::{deadline, leaks, place};
@@ -87,7 +87,7 @@ impl Stage {
             Side::Theirs => {
                 containerd.runtime_type = "io.containerd.runc.v2".to_owned();
                 let runc = place::program("runc").ok_or("runc is not installed")?;
-                fault::write_wrapper(&programs.join("runc"), &runc, &orders);
+                fault::write_wrapper(&programs.join("runc"), &[runc], &orders);
             }
             Side::Ours => {
                 containerd.runtime_type = "io.containerd.holdfast.v2".to_owned();
@@ -95,7 +95,7 @@ impl Stage {
                 let shim = "containerd-shim-holdfast-v2";
                 fs::copy(place::built(shim), programs.join(shim)).expect("copy the shim");
                 let holdfast = place::built("holdfast");
-                fault::write_wrapper(&programs.join("holdfast"), &holdfast, &orders);
+                fault::write_wrapper(&programs.join("holdfast"), &[holdfast], &orders);
             }
         }
         Ok(Self {

@@ -1,5 +1,6 @@
 //! A runtime that fails on purpose: a wrapper around runc or holdfast, found in its place.
 
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -7,13 +8,19 @@ use std::time::Duration;
 
 use crate::scratch::text;
 
-/// How long [`Fault::Hang`] sleeps, in seconds: a number that no container of the museum uses, so
+/// How long [`Fault::Hang`] sleeps, in seconds: a number that no container uses, so
 /// that the process can be recognised.
-pub(super) const HANG: &str = "613";
+pub const HANG: &str = "613";
 
 /// What happens when the runtime is called for a verb.
 #[derive(Debug, Clone)]
-pub(super) enum Fault {
+pub enum Fault {
+    /// It says this in its log as runc does, and ends with 1.
+    Fail(&'static str),
+    /// It ends with 0 and has done nothing.
+    Nothing,
+    /// It is killed before it does anything.
+    Killed,
     /// It never does anything.
     Hang,
     /// It does its work, but only after this time.
@@ -26,6 +33,13 @@ impl Fault {
     /// The line the wrapper executes before it becomes the runtime.
     fn line(&self) -> String {
         match self {
+            // The log is the word after --log.
+            Self::Fail(said) => format!(
+                "last=; for one; do [ \"$last\" != --log ] || log=$one; last=$one; done\n\
+                 echo '{{\"level\":\"error\",\"msg\":\"{said}\"}}' >\"$log\"; exit 1\n"
+            ),
+            Self::Nothing => "exit 0\n".to_owned(),
+            Self::Killed => "kill -9 $$\n".to_owned(),
             Self::Hang => format!("exec sleep {HANG}\n"),
             Self::Delay(time) => format!("sleep {}\n", time.as_secs_f64()),
             // $$ stays the pid when the wrapper becomes the runtime. Files of /proc and of cgroups
@@ -39,31 +53,46 @@ impl Fault {
     }
 }
 
-/// Writes the wrapper of `program`, which obeys the files named after verbs in `orders`.
-pub(super) fn write_wrapper(wrapper: &Path, program: &Path, orders: &Path) {
+/// Writes the wrapper of a runtime (a program, with words before its own arguments), which obeys
+/// the files named after verbs in `orders`.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn write_wrapper<W: AsRef<OsStr>>(wrapper: &Path, runtime: &[W], orders: &Path) {
+    let quoted = |word: &W| {
+        let word = word.as_ref().to_str().expect("readable words");
+        format!("'{}'", word.replace('\'', "'\\''"))
+    };
+    let program: Vec<String> = runtime.iter().map(quoted).collect();
     let script = format!(
         "#!/bin/sh\n\
          for word; do\n\
-         \tcase $word in create|start|exec|kill|delete|state|pause|resume|update)\n\
+         \tcase $word in create|start|exec|kill|delete|state|pause|resume|update|checkpoint|restore)\n\
          \t\t[ ! -e '{orders}'/$word ] || . '{orders}'/$word\n\
          \t\tbreak\n\
          \tesac\n\
          done\n\
          exec {program} \"$@\"\n",
         orders = text(orders),
-        program = text(program),
+        program = program.join(" "),
     );
     fs::write(wrapper, script).expect("write the wrapper");
     fs::set_permissions(wrapper, Permissions::from_mode(0o755)).expect("chmod the wrapper");
 }
 
 /// Makes a verb fail from now on.
-pub(super) fn order(orders: &Path, verb: &str, fault: &Fault) {
+///
+/// # Panics
+/// When the order cannot be written.
+pub fn order(orders: &Path, verb: &str, fault: &Fault) {
     fs::write(orders.join(verb), fault.line()).expect("order a fault");
 }
 
 /// Makes a verb work again.
-pub(super) fn call_off(orders: &Path, verb: &str) {
+///
+/// # Panics
+/// When it was not ordered to fail.
+pub fn call_off(orders: &Path, verb: &str) {
     fs::remove_file(orders.join(verb)).expect("call a fault off");
 }
 
@@ -79,7 +108,7 @@ mod tests {
     fn the_wrapper_obeys_for_the_ordered_verb_only() {
         let folder = tempfile::tempdir().unwrap();
         let wrapper = folder.path().join("wrapper");
-        write_wrapper(&wrapper, Path::new("/bin/echo"), folder.path());
+        write_wrapper(&wrapper, &["/bin/echo"], folder.path());
         let run = |words: &[&str]| {
             deadline::run(Command::new(&wrapper).args(words), Duration::from_secs(10))
         };
@@ -96,6 +125,14 @@ mod tests {
         assert!(run(&["create", "box"]).took >= Duration::from_millis(300));
         order(folder.path(), "create", &Fault::Hang);
         assert_eq!(run(&["delete", "create"]).ok(), "delete create\n");
+        order(folder.path(), "create", &Fault::Nothing);
+        assert_eq!(run(&["create", "box"]).ok(), "");
+        order(folder.path(), "create", &Fault::Fail("no such luck"));
+        let log = folder.path().join("log");
+        let failed = run(&["--log", text(&log).as_str(), "create", "box"]);
+        assert_eq!(failed.code(), 1, "{failed}");
+        let said = fs::read_to_string(log).unwrap();
+        assert!(said.contains("\"msg\":\"no such luck\""), "{said}");
         call_off(folder.path(), "create");
         assert_eq!(run(&["create"]).ok(), "create\n");
     }
@@ -111,7 +148,7 @@ mod tests {
         let runtime = folder.path().join("runtime");
         fs::write(&runtime, script).unwrap();
         fs::set_permissions(&runtime, Permissions::from_mode(0o755)).unwrap();
-        write_wrapper(&wrapper, &runtime, folder.path());
+        write_wrapper(&wrapper, &[&runtime], folder.path());
         order(folder.path(), "create", &Fault::Die(sign));
         let died = deadline::run(
             Command::new(&wrapper).arg("create"),
