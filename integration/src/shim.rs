@@ -224,23 +224,38 @@ impl Shim {
             .map(|reply| reply.processes.iter().map(|process| process.pid).collect())
     }
 
+    /// A bundle for [`Shim::create`]: a sleeping container with docker's profile.
+    #[must_use]
+    pub fn bundle_by_hand(&self, containerd: &Containerd, id: &str) -> Bundle {
+        let path = containerd.path(&format!("bundle-{id}"));
+        let bundle = Bundle::new(&path, id, &containerd.namespace);
+        bundle.docker_seccomp().args(&["sleep", "600"])
+    }
+
+    /// Creates a container without streams, without containerd knowing of it; its pid.
+    ///
+    /// # Errors
+    /// What the shim answered.
+    pub fn create(&self, bundle: &Bundle, options: Any) -> Result<u32, Refused> {
+        let mut request = api::CreateTaskRequest::new();
+        request.id.clone_from(&bundle.id);
+        request.bundle = text(&bundle.path);
+        request.options = MessageField::some(options);
+        self.call::<_, api::CreateTaskResponse>("Create", &request)
+            .map(|created| created.pid)
+    }
+
     /// Creates and starts a sleeping container with docker's profile in this shim, as containerd
     /// would for a further container of a pod, but without containerd knowing of it.
     ///
     /// # Panics
     /// When the shim refuses.
     pub fn create_by_hand(&self, containerd: &Containerd, id: &str, options: Any) -> Bundle {
-        let path = containerd.path(&format!("bundle-{id}"));
-        let bundle = Bundle::new(&path, id, &containerd.namespace);
-        let bundle = bundle.docker_seccomp().args(&["sleep", "600"]);
+        let bundle = self.bundle_by_hand(containerd, id);
         bundle.write();
-        let mut request = api::CreateTaskRequest::new();
-        request.id = id.to_owned();
-        request.bundle = text(&bundle.path);
-        request.options = MessageField::some(options);
-        let created: api::CreateTaskResponse = self.call("Create", &request).expect("Create");
-        assert_ne!(created.pid, 0);
-        assert_eq!(self.start(id, "").expect("Start"), created.pid);
+        let pid = self.create(&bundle, options).expect("Create");
+        assert_ne!(pid, 0);
+        assert_eq!(self.start(id, "").expect("Start"), pid);
         bundle
     }
 
@@ -269,6 +284,14 @@ pub fn runc_options(program: &Path, root: &Path) -> Any {
     let mut any = Any::new();
     any.type_url = "containerd.runc.v1.Options".to_owned();
     any.value = options.write_to_bytes().expect("encode");
+    any
+}
+
+/// Options that leave everything as it is.
+#[must_use]
+pub fn empty_options() -> Any {
+    let mut any = Any::new();
+    any.type_url = "containerd.runc.v1.Options".to_owned();
     any
 }
 
