@@ -79,12 +79,17 @@ pub fn with(version: Version, test: &str, body: fn(&Containerd)) {
 }
 
 /// What a test wants beside the plain configuration.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Extra {
     /// Files for `imports`, for example a drop-in as shipped.
     pub imports: Vec<PathBuf>,
     /// Keep the CRI plugin, which the plain configuration disables.
     pub cri: bool,
+    /// Environment of containerd, and so of its shims.
+    pub environment: Vec<(&'static str, String)>,
+    /// Each daemon gets a mount namespace of its own, in which everything has this propagation: as
+    /// a unit of systemd has it with `MountFlags=`. The words are those of unshare(1).
+    pub own_mounts: Option<&'static str>,
 }
 
 /// See the module.
@@ -98,6 +103,7 @@ pub struct Containerd {
     pub runtime_type: String,
     folder: TempDir,
     programs: PathBuf,
+    extra: Extra,
     process: Mutex<Child>,
     ids: Mutex<BTreeSet<String>>,
 }
@@ -137,13 +143,14 @@ impl Containerd {
             .tempdir()
             .expect("folder");
         write_config(version, folder.path(), extra);
-        let process = spawn(&programs, folder.path());
+        let process = spawn(&programs, folder.path(), extra);
         let containerd = Self {
             version,
             namespace: place::unique("holdfast-test"),
             runtime_type: runtime_type.to_owned(),
             folder,
             programs,
+            extra: extra.clone(),
             process: Mutex::new(process),
             ids: Mutex::default(),
         };
@@ -218,7 +225,8 @@ impl Containerd {
     /// When it does not come up.
     pub fn start_daemon(&self) {
         let _ = fs::remove_file(self.address());
-        *self.process.lock().expect("process") = spawn(&self.programs, self.folder.path());
+        *self.process.lock().expect("process") =
+            spawn(&self.programs, self.folder.path(), &self.extra);
         self.await_ready();
     }
 
@@ -406,7 +414,7 @@ fn write_config(version: Version, folder: &Path, extra: &Extra) {
     fs::write(folder.join("config.toml"), config).expect("config.toml");
 }
 
-fn spawn(programs: &Path, folder: &Path) -> Child {
+fn spawn(programs: &Path, folder: &Path, extra: &Extra) -> Child {
     let log = File::options()
         .create(true)
         .append(true)
@@ -422,12 +430,24 @@ fn spawn(programs: &Path, folder: &Path) -> Child {
     .into_iter()
     .chain(std::env::split_paths(&path))
     .chain([PathBuf::from("/usr/sbin")]);
-    Command::new(programs.join("containerd"))
+    let program = programs.join("containerd");
+    let mut command = match extra.own_mounts {
+        // It executes containerd: the pid stays.
+        Some(propagation) => {
+            let mut unshare = Command::new("unshare");
+            unshare.args(["--mount", "--propagation", propagation]);
+            unshare.arg(program);
+            unshare
+        }
+        None => Command::new(program),
+    };
+    command
         .arg("--config")
         .arg(folder.join("config.toml"))
         .env("PATH", std::env::join_paths(path).expect("PATH"))
         .env("HOLDFAST_LEDGER_DIR", folder.join("ledger"))
         .env("HOLDFAST_TEST_FOLDER", folder)
+        .envs(extra.environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("dup"))
         .stderr(log)

@@ -29,6 +29,7 @@ fn takes_the_drop_in(version: Version, file: &str, plugin: &str) {
     let extra = Extra {
         imports: vec![file],
         cri: true,
+        ..Extra::default()
     };
     let Some(containerd) = Containerd::start(version, "dropin", &extra) else {
         return;

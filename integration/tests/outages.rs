@@ -1,9 +1,18 @@
 //! containerd stops, dies, or hangs while containers live and end: nothing of it is lost, nothing
 //! changes its order, and who asks the shim meanwhile is answered.
+//!
+//! Outages are short here. With `HOLDFAST_LONG=1` they take as long as those that have been seen on nodes: a containerd
+//! that is stopped or silent for a minute, or away for two.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::io::Read as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::deadline::eventually;
 use holdfast_integration::events::{Event, Subscriber};
@@ -15,11 +24,30 @@ use nix::unistd::Pid;
 on_containerds! {
     a_stopped_containerd_hears_everything_once_and_in_order;
     a_killed_containerd_hears_everything_when_it_is_back;
+    a_containerd_that_accepts_and_says_nothing_hears_everything;
     what_a_killed_shim_had_to_tell_is_told;
+    a_deletion_is_told_although_its_shim_is_killed_at_once;
 }
 
 const LIMIT: Duration = Duration::from_secs(30);
 const EXECS: usize = 20;
+
+/// How long an outage takes.
+fn outage(short: u64, long: u64) -> Duration {
+    let is_long = std::env::var("HOLDFAST_LONG").is_ok_and(|long| long == "1");
+    Duration::from_secs(if is_long { long } else { short })
+}
+
+/// Lets an outage last until it has taken `whole`, and sees that the shim answers meanwhile.
+fn last(began: Instant, whole: Duration, shim: &Shim) {
+    while began.elapsed() < whole {
+        let asked = Instant::now();
+        assert_eq!(shim.state("box", "").unwrap().status.value(), 2);
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(5), "State took {took:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
 
 /// Runs execs by hand; none of the calls may wait for containerd.
 fn execs_by_hand(shim: &Shim, from: usize, number: usize) {
@@ -72,12 +100,7 @@ fn a_stopped_containerd_hears_everything_once_and_in_order(containerd: &Containe
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         execs_by_hand(&shim, 0, EXECS);
         // Longer than containerd is given for one event.
-        while stopped.elapsed() < Duration::from_secs(8) {
-            let began = Instant::now();
-            assert_eq!(shim.state("box", "").unwrap().status.value(), 2);
-            assert!(began.elapsed() < Duration::from_secs(1));
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        last(stopped, outage(8, 60), &shim);
     }));
     kill(daemon, Signal::SIGCONT).unwrap();
     result.unwrap();
@@ -99,7 +122,9 @@ fn a_killed_containerd_hears_everything_when_it_is_back(containerd: &Containerd)
     let shim = Shim::of(containerd, "box");
     execs_by_hand(&shim, 0, 3);
     containerd.kill_daemon();
+    let killed = Instant::now();
     execs_by_hand(&shim, 3, EXECS);
+    last(killed, outage(1, 120), &shim);
     containerd.start_daemon();
     // The subscriber comes when the shim may have begun, so what it sees is an end of it all.
     let subscriber = Subscriber::new(containerd);
@@ -120,6 +145,119 @@ fn a_killed_containerd_hears_everything_when_it_is_back(containerd: &Containerd)
         (count("EventQueued") == count("EventAcknowledged")).then_some(())
     });
     containerd.end_task("box");
+}
+
+/// Stands in for containerd's socket for events: takes every connection and every byte, and never
+/// answers.
+struct Silence {
+    path: PathBuf,
+    over: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<usize>>,
+}
+
+impl Silence {
+    fn at(path: PathBuf) -> Self {
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let end = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            let (mut open, mut heard) = (Vec::<UnixStream>::new(), 0);
+            let mut bytes = [0; 4096];
+            while !end.load(Ordering::Relaxed) {
+                if let Ok((connection, _)) = listener.accept() {
+                    connection.set_nonblocking(true).unwrap();
+                    open.push(connection);
+                }
+                for connection in &mut open {
+                    heard += connection.read(&mut bytes).unwrap_or(0);
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            heard
+        });
+        Self {
+            path,
+            over,
+            thread: Some(thread),
+        }
+    }
+
+    /// Ends it; the bytes it has heard.
+    fn end(mut self) -> usize {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn a_containerd_that_accepts_and_says_nothing_hears_everything(containerd: &Containerd) {
+    if peer() {
+        return skip("a_silent_containerd", "containerd's own shim drops events");
+    }
+    containerd.start_task("box", &[], &["sleep", "600"]);
+    let shim = Shim::of(containerd, "box");
+    containerd.kill_daemon();
+    let silence = Silence::at(containerd.path("containerd.sock.ttrpc"));
+    let began = Instant::now();
+    execs_by_hand(&shim, 0, EXECS);
+    last(began, outage(8, 60), &shim);
+    assert!(silence.end() > 0, "nobody came to tell anything");
+    containerd.start_daemon();
+    let subscriber = Subscriber::new(containerd);
+    execs_by_hand(&shim, EXECS, 1);
+    let events = subscriber.until("the last event", LIMIT, |events| {
+        told(events).contains(&("/tasks/exit".to_owned(), format!("exec-{EXECS}")))
+    });
+    let all = of_execs(0..EXECS + 1);
+    let seen = told(&events);
+    assert_eq!(seen, all[all.len() - seen.len()..]);
+    containerd.end_task("box");
+}
+
+/// The events of a container that containerd knows nothing of, so that it says nothing of it itself.
+fn a_deletion_is_told_although_its_shim_is_killed_at_once(containerd: &Containerd) {
+    if peer() {
+        return skip("a_deletion", "containerd's own shim loses its events");
+    }
+    containerd.start_task("box", &[], &["sleep", "600"]);
+    let shim = Shim::of(containerd, "box");
+    let other = shim.create_by_hand(containerd, "other", Any::new());
+    let subscriber = Subscriber::new(containerd);
+    let daemon = Pid::from_raw(containerd.pid());
+    kill(daemon, Signal::SIGSTOP).unwrap();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        shim.kill("other", "", 9).unwrap();
+        assert_eq!(shim.wait("other", "").unwrap(), 137);
+        shim.delete("other", "").unwrap();
+        // As containerd does once Delete is answered.
+        std::fs::remove_dir_all(&other.path).unwrap();
+        kill(Pid::from_raw(shim.pid("box")), Signal::SIGKILL).unwrap();
+    }));
+    kill(daemon, Signal::SIGCONT).unwrap();
+    result.unwrap();
+    let of_other = |events: &[Event]| -> Vec<String> {
+        let of_it = events
+            .iter()
+            .filter(|event| event.text("container_id") == "other");
+        let mut topics: Vec<String> = of_it.map(|event| event.topic.clone()).collect();
+        // The first one may come twice: its acknowledgement found nobody.
+        topics.dedup();
+        topics
+    };
+    let expected = ["/tasks/exit", "/tasks/delete"];
+    subscriber.until("the deletion", LIMIT, |events| {
+        of_other(events).ends_with(&expected.map(str::to_owned))
+    });
+    let _ = containerd.ctr(&["tasks", "delete", "--force", "box"]);
+    containerd.ctr_ok(&["containers", "delete", "box"]);
 }
 
 fn what_a_killed_shim_had_to_tell_is_told(containerd: &Containerd) {
