@@ -14,11 +14,14 @@
 //! | [`capabilities`] | driver capabilities |
 //! | [`requirements`] | `NVIDIA_REQUIRE_*` and the version of old CUDA images |
 //! | [`legacy`] | the command line of `nvidia-container-cli` |
+//! | [`class`] | what the words of `nvidia-container-cli` mean |
+//! | [`nodes`] | the device nodes of a request, out of `/proc` |
 //! | [`hook`] | the drop-in entry `nvidia-container-runtime-hook` |
 //! | [`deviation`] | where we differ from the original on purpose |
 //! | [`version`] | versions of the runtime specification |
 //! | [`mode`] | legacy, cdi, jit-cdi, csv; and how `auto` is resolved |
 //! | [`modify`] | what is changed in a specification, in every mode |
+//! | [`runtime`] | the drop-in `nvidia-container-runtime` |
 //! | [`driver`] | the driver's files on the host |
 //! | [`nvml`] | the GPUs of the node, asked by a process of its own |
 //! | [`oci`] | a specification as the toolkit's runtime reads and writes it |
@@ -27,11 +30,13 @@
 //!
 //! The order of use:
 //!
-//! 1. [`config::locate`] and [`config::load`] give a [`config::Config`], or the built-in defaults where no file has to be.
-//! 2. [`image::Image::from_spec`] takes what matters out of a specification.
+//! 1. [`config::locate`] and [`config::Location::load`] give a [`config::Config`], or the built-in defaults where no file
+//!    has to be.
+//! 2. An [`image::Image`] holds what matters of a specification.
 //! 3. [`request::Request::find`] says whether a GPU is asked for. `None`: leave the container alone.
 
 pub mod capabilities;
+pub mod class;
 pub mod config;
 pub mod deviation;
 pub mod driver;
@@ -41,9 +46,11 @@ pub mod json;
 pub mod legacy;
 pub mod mode;
 pub mod modify;
+pub mod nodes;
 pub mod nvml;
 pub mod oci;
 pub mod paths;
 pub mod request;
 pub mod requirements;
+pub mod runtime;
 pub mod version;

@@ -15,6 +15,7 @@ mod help;
 mod log_file;
 mod update_flags;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use crate::error::chain;
@@ -27,6 +28,15 @@ pub fn main() -> ExitCode {
     if holdfast_gpu::hook::is_its_name(&name) {
         return holdfast_gpu::hook::main(arguments);
     }
+    if holdfast_gpu::runtime::is_its_name(&name) {
+        return holdfast_gpu::runtime::main(&name, arguments, |arguments| {
+            dispatch(arguments.into_iter())
+        });
+    }
+    dispatch(arguments)
+}
+
+fn dispatch(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let (outcome, exec) = commands::run(arguments);
     match outcome {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
