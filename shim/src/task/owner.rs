@@ -64,7 +64,9 @@ const UNSEEN: ExitStatus = ExitStatus::Exited(255);
 /// how long exec processes may take to end once they are killed for a delete.
 const LAUNCH_LIMIT: Duration = Duration::from_secs(2);
 /// Bound of the runtime's `start`.
-const START_LIMIT: Duration = Duration::from_secs(120);
+fn start_limit() -> Duration {
+    limit_from_env("START", Duration::from_secs(120))
+}
 /// Bound of the runtime's `checkpoint`: it writes all memory of the container.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
 /// Bound of freezing and thawing.

@@ -19,7 +19,9 @@ pub(super) fn drain_limit() -> Duration {
     limit_from_env("DRAIN", Duration::from_secs(10))
 }
 /// Bound of the runtime's `delete`, poststop hooks included.
-const DELETE_LIMIT: Duration = Duration::from_secs(60);
+fn delete_limit() -> Duration {
+    limit_from_env("DELETE", Duration::from_secs(60))
+}
 /// Bound of unmounting.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -37,7 +39,7 @@ pub(super) async fn container(
     if let Err(held) = io.drain(drain_limit()).await {
         log::warn!("delete: {held}");
     }
-    let call = Call::new("delete", DELETE_LIMIT).arg("--force");
+    let call = Call::new("delete", delete_limit()).arg("--force");
     if let Err(error) = runtime.run(&reaper, call).await {
         // What the runtime waited for in vain is named here, with all that is known of it.
         let fault = error.fault("failed to delete the container in the runtime");

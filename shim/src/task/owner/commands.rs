@@ -94,7 +94,7 @@ impl Owner {
         self.underway = Some(Underway::Start(reply));
         let (runtime, reaper) = (self.runtime.clone(), Arc::clone(&self.shim.reaper));
         self.later(async move {
-            let result = runtime.run(&reaper, Call::new("start", START_LIMIT)).await;
+            let result = runtime.run(&reaper, Call::new("start", start_limit())).await;
             Event::StartDone(result.map_err(|error| error.fault("OCI runtime start failed")))
         });
     }
