@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(40);
 fn faults() -> [(Fault, &'static str); 4] {
     [
         (Fault::Fail(WORDS), WORDS),
-        (Fault::Killed, "signal 9"),
+        (Fault::Killed, "SIGKILL"),
         (Fault::Nothing, "the runtime"),
         (Fault::Hang, "did not finish within"),
     ]
@@ -130,7 +130,7 @@ fn every_verb_fails_in_every_way(test: &str, kind: Kind) {
         assert_eq!(shim.state("box", "").unwrap_err().code, 5);
         pod.lone.assert_nothing_left(&what("all"));
     }
-    pod.lone.shut_down();
+    pod.lone.finish();
 }
 
 fn a_slow_runtime_works(test: &str, kind: Kind) {
@@ -148,7 +148,7 @@ fn a_slow_runtime_works(test: &str, kind: Kind) {
     shim.start("box", "exec").unwrap();
     assert_eq!(shim.wait("box", "exec").unwrap(), 5);
     pod.lone.end("box");
-    pod.lone.shut_down();
+    pod.lone.finish();
 }
 
 /// With a foreign runtime the process may have ended before its pid is known.
@@ -175,7 +175,7 @@ fn an_end_before_the_pid_is_known_is_not_lost(test: &str, kind: Kind) {
         assert_eq!(shim.wait("box", "").unwrap(), 4);
         assert_eq!(shim.delete("box", "").unwrap().exit_status, 4);
     }
-    pod.lone.shut_down();
+    pod.lone.finish();
 }
 
 macro_rules! on_shimmed {
