@@ -4,6 +4,8 @@ use std::error::Error;
 
 use containerd_shim_protos::ttrpc::proto::{Code, Status};
 
+use holdfast_record::Reason;
+
 use crate::task::state::Refusal;
 
 /// A failed RPC.
@@ -13,6 +15,8 @@ pub(crate) struct Fault {
     pub(crate) code: Code,
     /// The text containerd shows, verbatim.
     pub(crate) text: String,
+    /// For the records, where it is known.
+    pub(crate) reason: Option<Box<Reason>>,
 }
 
 impl Fault {
@@ -21,6 +25,7 @@ impl Fault {
         Self {
             code,
             text: text.into(),
+            reason: None,
         }
     }
 

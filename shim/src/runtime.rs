@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_record::barrier::{self, Frame};
-use holdfast_record::{ContainerId, Deadline, ExitStatus, Namespace};
+use holdfast_record::reason::TimedOut;
+use holdfast_record::{ContainerId, Deadline, ExitStatus, Namespace, Reason, Signal};
 
 use crate::fault::{Fault, chain};
 use crate::look::describe;
@@ -45,6 +46,7 @@ pub(crate) struct Runtime {
     root: PathBuf,
     systemd_cgroup: bool,
     bundle: PathBuf,
+    namespace: String,
     id: ContainerId,
 }
 
@@ -60,9 +62,24 @@ pub(crate) enum RuntimeError {
         #[source]
         source: io::Error,
     },
-    /// It ran and failed; its own words.
-    #[error("{0}")]
-    Failed(String),
+    /// It ran and failed.
+    #[error("{text}")]
+    Failed {
+        /// Its own words.
+        text: String,
+        /// What it says for the records, if it is ours.
+        reason: Option<Box<Reason>>,
+    },
+    /// It was ended by a signal before it could say anything.
+    #[error("{binary}: {verb} was ended by {signal}")]
+    Killed {
+        /// The program.
+        binary: PathBuf,
+        /// `create`, `start`, …
+        verb: &'static str,
+        /// Which signal.
+        signal: Signal,
+    },
     /// It did not finish in time and was killed.
     #[error("{verb} did not finish within {limit:?} and was killed; it was {state}")]
     Deadline {
@@ -114,14 +131,44 @@ impl RuntimeError {
     /// As an RPC's answer, after containerd's words for the operation.
     pub(crate) fn fault(&self, what: &str) -> Fault {
         let text = format!("{what}: {}", chain(self));
-        match self {
+        let mut fault = match self {
             Self::Deadline { .. } => Fault::deadline(text),
             Self::Spawn { .. }
-            | Self::Failed(_)
+            | Self::Failed { .. }
+            | Self::Killed { .. }
             | Self::NoPid { .. }
             | Self::Adopt { .. }
             | Self::Barrier { .. }
             | Self::GivenUp { .. } => Fault::unknown(text),
+        };
+        fault.reason = self.reason();
+        fault
+    }
+
+    /// For the records, where this says more than that the operation failed.
+    fn reason(&self) -> Option<Box<Reason>> {
+        match self {
+            Self::Failed { reason, .. } => reason.clone(),
+            Self::Killed { verb, signal, .. } => Some(Box::new(Reason::RuntimeKilled {
+                operation: (*verb).to_owned(),
+                signal: *signal,
+            })),
+            Self::Deadline { verb, limit, state } => {
+                let timed_out = TimedOut {
+                    step: format!("the runtime's {verb}, which was {state}"),
+                    waited: *limit,
+                    process: None,
+                };
+                Some(Box::new(match *verb {
+                    "exec" => Reason::ExecTimedOut(timed_out),
+                    _ => Reason::CreateTimedOut(timed_out),
+                }))
+            }
+            Self::Spawn { .. }
+            | Self::NoPid { .. }
+            | Self::Adopt { .. }
+            | Self::Barrier { .. }
+            | Self::GivenUp { .. } => None,
         }
     }
 }
@@ -225,6 +272,7 @@ impl Runtime {
             root: root.join(namespace.as_str()),
             systemd_cgroup: options.systemd_cgroup,
             bundle: bundle.to_owned(),
+            namespace: namespace.to_string(),
             id: id.clone(),
             binary,
         }
@@ -261,6 +309,7 @@ impl Runtime {
             .stdout(stdio(stdout))
             .stderr(stdio(stderr))
             .current_dir(&self.bundle)
+            .env(barrier::NAMESPACE_ENV, &self.namespace)
             .env_remove("NOTIFY_SOCKET")
             .env_remove(barrier::ENV)
             .env_remove(crate::server::SOCKET_VARIABLE);
@@ -290,7 +339,7 @@ impl Runtime {
             let mut working = self.spawn(reaper, command, setup)?;
             let deadline = Deadline::after(call.limit, call.verb);
             let status = finish(&mut working, &deadline, call.verb).await?;
-            self.judge(status, &log, None)
+            self.judge(call.verb, status, &log, None, None)
         }
         .await;
         let _ = std::fs::remove_file(&log);
@@ -334,7 +383,7 @@ impl Runtime {
                     };
                     let mut working = self.spawn(reaper, command, setup)?;
                     let status = finish(&mut working, &deadline, verb).await?;
-                    self.judge(status, &log, None)?;
+                    self.judge(verb, status, &log, None, None)?;
                     let pid = read_pid(pid_file).map_err(|source| RuntimeError::NoPid {
                         verb,
                         path: pid_file.to_owned(),
@@ -390,6 +439,7 @@ impl Runtime {
         let mut working = self.spawn(reaper, command, setup)?;
         let socket = sys::watch(ours, tokio::io::Interest::READABLE).map_err(broken)?;
         let mut failed = None;
+        let mut reason = None;
         let mut ended = None;
         let mut registered = false;
         let mut buffer = vec![0u8; barrier::MAX_FRAME];
@@ -445,6 +495,7 @@ impl Runtime {
                     }
                 }
                 Ok(Frame::Failed { text }) => failed = Some(text),
+                Ok(Frame::Reason(told)) => reason = Some(told),
                 Err(error) => log::warn!("{verb}: a frame of the runtime: {error}"),
             }
         }
@@ -452,13 +503,14 @@ impl Runtime {
             Some(status) => status,
             None => finish(&mut working, deadline, verb).await?,
         };
-        self.judge(status, log, failed)?;
+        self.judge(verb, status, log, failed, reason)?;
         if registered {
             Ok(())
         } else {
-            Err(RuntimeError::Failed(format!(
-                "{verb}: the runtime registered no process"
-            )))
+            Err(RuntimeError::Failed {
+                text: format!("{verb}: the runtime registered no process"),
+                reason: None,
+            })
         }
     }
 
@@ -482,20 +534,34 @@ impl Runtime {
 
     fn judge(
         &self,
+        verb: &'static str,
         status: ExitStatus,
         log: &Path,
         failed: Option<String>,
+        reason: Option<Box<Reason>>,
     ) -> Result<(), RuntimeError> {
         if status.success() {
             return Ok(());
         }
-        let text = failed.or_else(|| last_error(log)).unwrap_or_else(|| {
-            format!(
+        let (logged, logged_reason) = last_error(log);
+        let text = match (failed.or(logged), status.signal()) {
+            (Some(text), _) => text,
+            (None, Some(signal)) => {
+                return Err(RuntimeError::Killed {
+                    binary: self.binary.clone(),
+                    verb,
+                    signal,
+                });
+            }
+            (None, None) => format!(
                 "{} ended with {status} and gave no reason",
                 self.binary.display()
-            )
-        });
-        Err(RuntimeError::Failed(text))
+            ),
+        };
+        Err(RuntimeError::Failed {
+            text,
+            reason: reason.or(logged_reason),
+        })
     }
 }
 
@@ -573,8 +639,9 @@ fn read_pid(path: &Path) -> io::Result<u32> {
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-/// The message of the last entry with level `error`, as runc and crun write them.
-fn last_error(log: &Path) -> Option<String> {
+/// The message of the last entry with level `error`, as runc and crun write them, and the last reason, as `holdfast`
+/// adds it.
+fn last_error(log: &Path) -> (Option<String>, Option<Box<Reason>>) {
     use io::Read as _;
     #[derive(serde::Deserialize)]
     struct Entry {
@@ -582,17 +649,31 @@ fn last_error(log: &Path) -> Option<String> {
         level: String,
         #[serde(default)]
         msg: String,
+        #[serde(default)]
+        reason: Option<serde_json::Value>,
     }
     let mut text = String::new();
-    std::fs::File::open(log)
-        .ok()?
-        .take(MAX_LOG)
-        .read_to_string(&mut text)
-        .ok()?;
-    text.lines()
-        .filter_map(|line| serde_json::from_str::<Entry>(line).ok())
-        .rfind(|entry| entry.level == "error" && !entry.msg.is_empty())
-        .map(|entry| entry.msg)
+    let read =
+        std::fs::File::open(log).and_then(|file| file.take(MAX_LOG).read_to_string(&mut text));
+    if read.is_err() {
+        return (None, None);
+    }
+    let (mut error, mut reason) = (None, None);
+    for line in text.lines() {
+        let Ok(entry) = serde_json::from_str::<Entry>(line) else {
+            continue;
+        };
+        if entry.level == "error" && !entry.msg.is_empty() {
+            error = Some(entry.msg);
+        }
+        // One that a newer runtime has invented is none for us.
+        reason = entry
+            .reason
+            .and_then(|reason| serde_json::from_value(reason).ok())
+            .map(Box::new)
+            .or(reason);
+    }
+    (error, reason)
 }
 
 #[cfg(test)]
@@ -604,12 +685,16 @@ mod tests {
     fn the_last_error_of_the_log_is_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log.json");
-        assert_eq!(last_error(&log), None);
+        assert_eq!(last_error(&log), (None, None));
         std::fs::write(
             &log,
-            "{\"level\":\"error\",\"msg\":\"first\"}\nnoise\n{\"level\":\"error\",\"msg\":\"second\"}\n{\"level\":\"info\",\"msg\":\"x\"}\n",
+            "{\"level\":\"error\",\"msg\":\"first\"}\nnoise\n{\"level\":\"error\",\"msg\":\"second\"}\n{\"level\":\"info\",\"msg\":\"x\"}\n\
+             {\"level\":\"warning\",\"msg\":\"\",\"reason\":{\"code\":\"HF101\",\"evidence\":{\"code\":7}}}\n\
+             {\"level\":\"warning\",\"msg\":\"\",\"reason\":{\"code\":\"HF999\"}}\n",
         )
         .unwrap();
-        assert_eq!(last_error(&log).as_deref(), Some("second"));
+        let (error, reason) = last_error(&log);
+        assert_eq!(error.as_deref(), Some("second"));
+        assert_eq!(reason, Some(Box::new(Reason::Exited { code: 7 })));
     }
 }

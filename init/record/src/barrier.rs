@@ -7,8 +7,13 @@
 //! both and answered [`ACK`]; end of file instead of the answer means that nobody will
 //! ever know the process, so it is killed.
 
+use crate::reason::Reason;
+
 /// Environment variable that holds the number of the inherited socket.
 pub const ENV: &str = "HOLDFAST_BARRIER";
+/// Environment variable by which a shim of ours says, with every call, that it keeps the records of what fails: the
+/// containerd namespace.
+pub const NAMESPACE_ENV: &str = "HOLDFAST_SHIM_NAMESPACE";
 /// The shim's answer to [`Frame::Registered`].
 pub const ACK: u8 = 0x06;
 /// Longest frame in bytes.
@@ -16,6 +21,7 @@ pub const MAX_FRAME: usize = 16 * 1024;
 
 const REGISTERED: u8 = 1;
 const FAILED: u8 = 2;
+const REASON: u8 = 3;
 
 /// The bytes are not a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -23,7 +29,7 @@ const FAILED: u8 = 2;
 pub struct Malformed;
 
 /// What `holdfast` tells the shim.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Frame {
     /// The process exists and is not running user code yet. The pidfd comes with it.
     Registered {
@@ -35,6 +41,8 @@ pub enum Frame {
         /// The whole error chain, for a person.
         text: String,
     },
+    /// Why it fails, right before [`Frame::Failed`]. A shim that is older than this frame skips it.
+    Reason(Box<Reason>),
 }
 
 impl Frame {
@@ -55,6 +63,11 @@ impl Frame {
                 out.extend_from_slice(&text.as_bytes()[..end]);
                 out
             }
+            Self::Reason(reason) => {
+                let mut out = vec![REASON];
+                out.extend(encode_reason(reason));
+                out
+            }
         }
     }
 
@@ -70,14 +83,33 @@ impl Frame {
             Some((&FAILED, text)) => Ok(Self::Failed {
                 text: String::from_utf8_lossy(text).into_owned(),
             }),
+            Some((&REASON, reason)) => Ok(Self::Reason(
+                serde_json::from_slice(reason).map_err(|_| Malformed)?,
+            )),
             _ => Err(Malformed),
         }
     }
 }
 
+/// As JSON. Evidence that does not fit (what a hook has printed, as a rule) is shortened within its texts.
+fn encode_reason(reason: &Reason) -> Vec<u8> {
+    let Ok(mut value) = serde_json::to_value(reason) else {
+        return Vec::new();
+    };
+    let mut limit = MAX_FRAME / 2;
+    loop {
+        let bytes = serde_json::to_vec(&value).unwrap_or_default();
+        if bytes.len() < MAX_FRAME || limit == 0 {
+            return bytes;
+        }
+        crate::ledger::shorten(&mut value, limit);
+        limit /= 2;
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
 
     #[test]
@@ -91,5 +123,25 @@ mod tests {
         assert_eq!(Frame::decode(&[]), Err(Malformed));
         assert_eq!(Frame::decode(&[1, 2]), Err(Malformed));
         assert_eq!(Frame::decode(&[9]), Err(Malformed));
+    }
+
+    #[test]
+    fn a_reason_crosses_whole_or_shortened_and_is_nothing_to_an_older_shim() {
+        for reason in crate::reason::tests::examples() {
+            let frame = Frame::Reason(Box::new(reason));
+            assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
+        }
+        let long = Reason::CreateStepFailed {
+            step: "x".repeat(9000),
+            text: "ü\u{1}".repeat(40_000),
+        };
+        let bytes = Frame::Reason(Box::new(long)).encode();
+        assert!(bytes.len() <= MAX_FRAME, "{}", bytes.len());
+        match Frame::decode(&bytes).unwrap() {
+            Frame::Reason(reason) => assert_eq!(reason.code(), "HF151"),
+            other => panic!("{other:?}"),
+        }
+        // What version 0.1.0 did with a first byte it did not know.
+        assert!(bytes[0] != REGISTERED && bytes[0] != FAILED);
     }
 }

@@ -103,11 +103,13 @@ pub enum Error {
     #[error("{waited}; process {pid} {process}")]
     Expired {
         /// The deadline's own words.
-        waited: String,
+        waited: holdfast_record::Expired,
         /// The process that was waited for.
         pid: i32,
         /// Its state, wchan and command.
         process: String,
+        /// The same for the records.
+        seen: Box<holdfast_record::process::Description>,
     },
     /// The shim went away or refused while a process was being registered.
     #[error("the shim did not take the new process over, so it was killed")]

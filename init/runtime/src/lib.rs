@@ -27,6 +27,7 @@
 //! | [`fuzz`] | the parsers under attack; tests only |
 
 pub mod bundle;
+mod cause;
 pub mod cli;
 pub mod default_spec;
 pub mod document;
@@ -38,6 +39,7 @@ mod image;
 pub mod launch;
 pub mod link;
 mod net_devices;
+mod own_stderr;
 pub mod plan;
 pub mod rdt;
 mod registration;

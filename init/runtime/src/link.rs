@@ -210,19 +210,20 @@ pub(crate) fn expired(deadline: &Deadline, pid: i32) -> Error {
     if let Some(state) = seen.state {
         add(format!("is {} ({state})", state_in_words(state)));
     }
-    if let Some(wchan) = seen.wchan {
+    if let Some(wchan) = &seen.wchan {
         add(format!("in {wchan}"));
     }
-    if let Some(comm) = seen.comm {
+    if let Some(comm) = &seen.comm {
         add(format!("command {comm}"));
     }
     if process.is_empty() {
         process.push_str("is gone");
     }
     Error::Expired {
-        waited: deadline.expired().to_string(),
+        waited: deadline.expired(),
         pid,
         process,
+        seen: Box::new(seen),
     }
 }
 

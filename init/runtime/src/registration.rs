@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use holdfast_record::Deadline;
 use holdfast_record::barrier::{ACK, ENV, Frame};
 
-use crate::error::{Error, Result};
+use crate::cause::{self, Operation};
+use crate::error::{Error, Result, chain};
 use crate::link::wait_readable;
 use crate::sys::fd;
 
@@ -61,9 +62,12 @@ impl Shim {
     }
 
     /// Tells the shim why nothing came of it.
-    pub(crate) fn failed(&self, text: &str) {
-        let frame = Frame::Failed { text: text.into() };
-        // A shim that is gone reads nothing; the log and the exit code remain.
-        let _ = fd::send(self.socket.as_fd(), &frame.encode());
+    pub(crate) fn failed(&self, error: &Error, operation: Operation) {
+        let reason = Frame::Reason(Box::new(cause::reason(error, operation)));
+        let failed = Frame::Failed { text: chain(error) };
+        for frame in [reason, failed] {
+            // A shim that is gone reads nothing; the log and the exit code remain.
+            let _ = fd::send(self.socket.as_fd(), &frame.encode());
+        }
     }
 }

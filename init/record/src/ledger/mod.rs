@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use query::{Page, Query, Selector};
+pub(crate) use write::shorten;
 
 use crate::exit::ExitStatus;
 use crate::ids::{ContainerId, ExecId, Namespace};

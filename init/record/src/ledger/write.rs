@@ -160,7 +160,7 @@ fn line(record: &Record, max: usize) -> Result<Vec<u8>, LedgerError> {
 }
 
 /// Cuts every text and list within `value` down to `limit` bytes or elements.
-fn shorten(value: &mut Value, limit: usize) {
+pub(crate) fn shorten(value: &mut Value, limit: usize) {
     match value {
         Value::String(text) => shorten_text(text, limit),
         Value::Array(items) => {

@@ -14,6 +14,8 @@ use super::duration;
 use super::global::{self, Global, Parsed, flag, path, text, usage};
 use super::help;
 use super::update_flags::{self, Asked};
+use crate::cause::{self, Operation};
+use crate::cli::log_file;
 use crate::error::{Doing, Error, Result};
 use crate::verb::{
     Context, create, delete, events, exec, kill, list, pause, ps, run, start, state, update,
@@ -50,7 +52,17 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
             let (detach, keep) = (switches.detach, switches.keep);
             run::run(context, &switches.id()?, &options, detach, keep)
         }
-        "start" => start::start(context, &only_id(parser)?).map(|()| 0),
+        "start" => {
+            let id = only_id(parser)?;
+            let started = start::start(context, &id);
+            if let Err(error) = &started {
+                log_file::tell_reason(&cause::reason(error, Operation::Start));
+                let container = context.container(&id);
+                let bundle = container.map_or_else(|_| PathBuf::new(), |one| one.saved.bundle);
+                cause::record(error, Operation::Start, &id, &bundle);
+            }
+            started.map(|()| 0)
+        }
         "state" => print(&state::state(context, &only_id(parser)?)?),
         "kill" => kill_command(context, parser),
         "delete" => {

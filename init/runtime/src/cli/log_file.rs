@@ -9,6 +9,17 @@ use std::path::PathBuf;
 use holdfast_record::Timestamp;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+/// The target of lines that carry a reason as JSON.
+const REASON_TARGET: &str = "holdfast::reason";
+
+/// Tells the reader of `--log`, if that is JSON, the reason of the error that follows: a line of level `warning`, which
+/// those who look for an error skip.
+pub(super) fn tell_reason(reason: &holdfast_record::Reason) {
+    if let Ok(json) = serde_json::to_string(reason) {
+        log::warn!(target: REASON_TARGET, "{json}");
+    }
+}
+
 /// How lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Format {
@@ -41,6 +52,16 @@ impl Destination {
         }
     }
 
+    /// The reason as a member of its own beside the message, for the shim that reads this log.
+    fn reason_line(json: &str) -> Option<String> {
+        let reason: serde_json::Value = serde_json::from_str(json).ok()?;
+        let line = serde_json::json!({
+            "level": "warning", "msg": format!("reason {}", reason["code"].as_str()?),
+            "time": Timestamp::now().to_string(), "reason": reason,
+        });
+        Some(format!("{line}\n"))
+    }
+
     fn line(&self, level: Level, message: &str) -> String {
         let time = Timestamp::now();
         let level = match level {
@@ -71,7 +92,16 @@ impl Log for Destination {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let line = self.line(record.level(), &record.args().to_string());
+        let text = record.args().to_string();
+        let line = if record.target() == REASON_TARGET {
+            match (self.format, &self.path) {
+                (Format::Json, Some(_)) => Self::reason_line(&text).unwrap_or_default(),
+                // For a person it says nothing that the error does not say.
+                (Format::Json | Format::Text, _) => return,
+            }
+        } else {
+            self.line(record.level(), &text)
+        };
         let Some(path) = &self.path else {
             if record.level() > Level::Error {
                 // Errors are printed by main, once.

@@ -37,6 +37,10 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    if crate::cause::shim_namespace().is_some() {
+        crate::own_stderr::lead_away();
+    }
+    crate::cause::report_panics();
     let (outcome, exec) = commands::run(arguments);
     match outcome {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),

@@ -25,11 +25,13 @@ use oci_spec::runtime::{LinuxNamespaceType as Type, LinuxResources};
 use super::unit::{self, NewUnit};
 use super::{Context, environment, state};
 use crate::bundle::{Bundle, cstring, is_new, namespace};
+use crate::cause::{self, Operation};
 use crate::error::{Doing, Error, Result};
 use crate::hooks::{HookNamespaces, HookStage, run_hooks};
 use crate::launch::{Launch, launch};
 use crate::link::Link;
 use crate::net_devices;
+use crate::own_stderr;
 use crate::plan::create::{Inputs, has_create_hooks, prepare};
 use crate::plan::filter::Filter;
 use crate::plan::namespaces::{Namespaces, flag};
@@ -90,7 +92,10 @@ pub fn create(context: &Context, id: &ContainerId, options: &Options) -> Result<
     let shim = Shim::from_environment()?;
     let made = create_with(context, id, options, Console::Detached, shim.as_ref());
     if let (Err(error), Some(shim)) = (&made, &shim) {
-        shim.failed(&crate::error::chain(error));
+        shim.failed(error, Operation::Create);
+    }
+    if let Err(error) = &made {
+        cause::record(error, Operation::Create, id, &options.bundle);
     }
     made.map(drop)
 }
@@ -285,6 +290,7 @@ impl Creation<'_> {
             Some(false) => UserNamespace::New,
             Some(true) => UserNamespace::Joined,
         };
+        let stdio = own_stderr::for_container()?;
         let mut link = launch(
             &Launch {
                 namespaces: &namespaces,
@@ -293,7 +299,7 @@ impl Creation<'_> {
                 entrance: entrance.as_ref(),
                 sibling: shim.is_some(),
                 user_namespace,
-                stdio: None,
+                stdio: stdio.as_ref(),
             },
             prepared,
         )?

@@ -129,6 +129,7 @@ pub(super) fn remove(context: &Context, container: &Container) -> Result<()> {
     // runtime-spec: a failing poststop hook is logged, the rest goes on.
     if let Err(error) = run_hooks(HookStage::Poststop, hooks, &state, &saved.bundle, None) {
         log::warn!("delete: {}", crate::error::chain(&error));
+        crate::cause::record_hook(&error, &saved.id, &saved.bundle);
     }
     Ok(())
 }

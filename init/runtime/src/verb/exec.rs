@@ -21,9 +21,11 @@ use oci_spec::runtime::{Capability, Hook, LinuxNamespaceType as Type, Process};
 use super::create::{has_user_namespace, send_listener};
 use super::{Context, environment, run};
 use crate::bundle::check_process;
+use crate::cause::Operation;
 use crate::error::{Doing, Error, Result};
 use crate::launch::{Launch, launch};
 use crate::link::{Link, Said};
+use crate::own_stderr;
 use crate::plan::exec::{Inputs, prepare};
 use crate::plan::filter::Filter;
 use crate::plan::namespaces::{Joined, Namespaces, flag};
@@ -86,7 +88,7 @@ pub fn exec(context: &Context, id: &ContainerId, options: &Options) -> Result<i3
     let shim = Shim::from_environment()?;
     let outcome = exec_with(context, id, options, shim.as_ref());
     if let (Err(error), Some(shim)) = (&outcome, &shim) {
-        shim.failed(&crate::error::chain(error));
+        shim.failed(error, Operation::Exec);
     }
     outcome
 }
@@ -140,7 +142,7 @@ fn exec_with(
         process: &process,
         preserve_fds: options.preserve_fds,
         cgroup: options.cgroup.as_deref(),
-        stdio: None,
+        stdio: own_stderr::for_container()?,
     };
     let mut link = execution.launch(console, shim.is_some())?;
     let started = execution

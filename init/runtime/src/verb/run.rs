@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::create::{Console, Options, create_with};
 use super::{Context, delete, start};
 use crate::bundle::Bundle;
+use crate::cause::{self, Operation};
 use crate::error::{Doing, Result};
 use crate::sys::{clone, signals};
 use crate::terminal::{Proxy, console_pair};
@@ -42,7 +43,8 @@ pub fn run(
     } else {
         Some(signals::all_as_descriptor().doing(|| "watch signals".into())?)
     };
-    let created = create_with(context, id, options, console, None)?;
+    let created = create_with(context, id, options, console, None)
+        .inspect_err(|error| cause::record(error, Operation::Create, id, &options.bundle))?;
     let started = start::start(context, id).and_then(|()| {
         let proxy = ours.as_ref().map(Proxy::take).transpose()?;
         match &caught {

@@ -51,15 +51,16 @@ impl Owner {
                     let _ = process.signal(libc::SIGKILL);
                 }
                 self.model.create_failed();
-                let reason = match fault.code {
-                    Code::DEADLINE_EXCEEDED => {
+                let reason = fault.reason.as_deref().cloned().unwrap_or_else(|| {
+                    if fault.code == Code::DEADLINE_EXCEEDED {
                         Reason::CreateTimedOut(timed_out(&fault, self.began))
+                    } else {
+                        Reason::CreateStepFailed {
+                            step: "create".to_owned(),
+                            text: fault.text.clone(),
+                        }
                     }
-                    _ => Reason::CreateStepFailed {
-                        step: "create".to_owned(),
-                        text: fault.text.clone(),
-                    },
-                };
+                });
                 self.record(Record::new(Kind::Container, &reason, Timestamp::now()));
                 log::error!("{}: {}", self.id, fault.text);
                 if let Some(reply) = self.created.take() {

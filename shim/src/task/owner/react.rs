@@ -178,9 +178,10 @@ impl Owner {
             _ => 0,
         };
         if let Err(fault) = &result {
-            let reason = Reason::StartFailed {
+            let reason = fault.reason.as_deref().cloned();
+            let reason = reason.unwrap_or_else(|| Reason::StartFailed {
                 text: fault.text.clone(),
-            };
+            });
             self.record(Record::new(Kind::Container, &reason, Timestamp::now()));
         } else {
             self.init.started = Some(Timestamp::now());
@@ -220,14 +221,15 @@ impl Owner {
                 Err(fault) => {
                     // Fresh ends for a start that is tried again.
                     exec.side.io = Arc::default();
-                    let reason = match fault.code {
-                        Code::DEADLINE_EXCEEDED => {
+                    let reason = fault.reason.as_deref().cloned().unwrap_or_else(|| {
+                        if fault.code == Code::DEADLINE_EXCEEDED {
                             Reason::ExecTimedOut(timed_out(fault, exec.began))
+                        } else {
+                            Reason::ExecFailed {
+                                text: fault.text.clone(),
+                            }
                         }
-                        _ => Reason::ExecFailed {
-                            text: fault.text.clone(),
-                        },
-                    };
+                    });
                     let record = Record::new(Kind::Exec, &reason, Timestamp::now()).of_exec(id);
                     self.record(record);
                 }
