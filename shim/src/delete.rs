@@ -14,6 +14,7 @@ use containerd_shim_protos::protobuf::Message;
 use holdfast_record::ledger::{Kind, Ledger, Record};
 use holdfast_record::logging::{Places, publish};
 use holdfast_record::process::{ProcessIdentity, Stat};
+use holdfast_record::witness::Witness;
 use holdfast_record::{ContainerId, ExitStatus, Namespace, Reason, Signal, Timestamp};
 
 use crate::cli::CommandLine;
@@ -188,8 +189,10 @@ fn answer(history: &History, bundle: &Path) -> DeleteResponse {
 }
 
 fn record(namespace: &Namespace, id: &ContainerId, history: &History) {
-    let findings = history.shim.map_or_else(Vec::new, |pid| {
-        vec![match Stat::read(pid) {
+    let mut findings = Vec::new();
+    let (mut sender, mut oom) = (None, None);
+    if let Some(pid) = history.shim {
+        findings.push(match Stat::read(pid) {
             Ok(stat) if stat.state == 'Z' => {
                 format!("the shim's process {pid} has ended and is not reaped yet")
             }
@@ -198,12 +201,26 @@ fn record(namespace: &Namespace, id: &ContainerId, history: &History) {
                 stat.comm
             ),
             Err(_) => format!("the shim's process {pid} is gone"),
-        }]
-    });
+        });
+        let witness = Witness::from_env();
+        match witness.sender(pid, Signal::KILL) {
+            Ok(Some(sent)) if sent.by_kernel => {}
+            Ok(Some(sent)) => sender = Some(sent.sender),
+            Ok(None) => findings.push("the trace of signals has no SIGKILL for it".to_owned()),
+            Err(error) => findings.push(error.to_string()),
+        }
+        match witness.oom_kill(|kill| kill.victim_pid == pid) {
+            Ok(Some(kill)) => oom = Some(kill.evidence(None)),
+            Ok(None) => findings.push("the kernel's log has no lack of memory of it".to_owned()),
+            Err(error) => findings.push(format!("the kernel's log cannot be read: {error}")),
+        }
+    }
     let reason = Reason::ShimGone {
         shim_pid: history.shim,
         container_had_ended: history.end.is_some(),
         findings,
+        sender,
+        oom,
     };
     let status = history.end.map_or(
         ExitStatus::Signaled {

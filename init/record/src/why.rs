@@ -2,6 +2,7 @@
 //!
 //! Pure functions from records to text; `holdfast why` reads, calls one of these, and prints.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use crate::deadline::parse_duration;
 use crate::exit::ExitStatus;
-use crate::ledger::{Kind, Page, Query, Record};
+use crate::ledger::{Kind, Page, Query, Record, Selector};
 use crate::reason::Reason;
 use crate::time::{InvalidTimestamp, Timestamp, human};
 
@@ -29,6 +30,8 @@ pub enum Form {
     Full,
     /// One line a record, the oldest first.
     List,
+    /// One line a reason: how often it ended something on this node, and what it ended last.
+    Node,
     /// [`json`].
     Json,
 }
@@ -39,7 +42,7 @@ pub fn answer(page: &Page, query: &Query, place: &Path, form: Form) -> Answer {
     let found = !page.records.is_empty();
     let text = match form {
         Form::Json => format!("{:#}\n", json(page)),
-        Form::Full | Form::List if !found => {
+        Form::Full | Form::List | Form::Node if !found => {
             let whom = query.who.as_ref().map_or("any end", |who| who.as_str());
             let since = query
                 .since
@@ -51,8 +54,9 @@ pub fn answer(page: &Page, query: &Query, place: &Path, form: Form) -> Answer {
                 damage(page)
             )
         }
-        Form::Full => explain_all(page),
+        Form::Full => explain_all(page, query.who.as_ref()),
         Form::List => list(page),
+        Form::Node => node(page),
     };
     Answer { text, found }
 }
@@ -114,15 +118,60 @@ pub fn explain(record: &Record) -> String {
     text
 }
 
-/// The full answers for all records of a page, latest first, and a line about damaged ones.
+/// The full answers for all records of a page, latest first, and a line about damaged ones. Asked for a container or a
+/// pod, its own end comes before those of exec processes that went down with it or were told after it.
 #[must_use]
-pub fn explain_all(page: &Page) -> String {
+pub fn explain_all(page: &Page, who: Option<&Selector>) -> String {
+    let mut records: Vec<&Record> = page.records.iter().rev().collect();
+    let asked_for_exec = who.is_none_or(|who| {
+        let names = |record: &&Record| record.exec.as_deref() == Some(who.as_str());
+        page.records.iter().any(|record| names(&record))
+    });
+    let own = records
+        .iter()
+        .position(|record| record.kind != Kind::Exec)
+        .filter(|_| !asked_for_exec);
+    if let Some(own) = own {
+        let end = records[own].time;
+        // What was started after that end belongs to a later container of the same name.
+        let later = |record: &&Record| record.started.is_some_and(|started| started > end);
+        if !records[..own].iter().any(later) {
+            records[..=own].rotate_right(1);
+        }
+    }
     let mut text = String::new();
-    for (index, record) in page.records.iter().rev().enumerate() {
+    for (index, record) in records.into_iter().enumerate() {
         if index > 0 {
             text.push('\n');
         }
         text.push_str(&explain(record));
+    }
+    text.push_str(&damage(page));
+    text
+}
+
+/// How often each reason ended something, most often first, with the latest of each.
+#[must_use]
+pub fn node(page: &Page) -> String {
+    let mut counted: BTreeMap<&str, (usize, &Record)> = BTreeMap::new();
+    for record in &page.records {
+        let entry = counted.entry(&record.code).or_insert((0, record));
+        *entry = (entry.0 + 1, record);
+    }
+    let mut rows: Vec<(usize, &Record)> = counted.into_values().collect();
+    rows.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.code.cmp(&b.1.code)));
+    let mut text = String::new();
+    for (count, latest) in rows {
+        let title = latest
+            .entry()
+            .map_or("a newer version's reason", |entry| entry.title);
+        let _ = writeln!(
+            text,
+            "{count:>7}  {}  {title}\n         latest {}: {}",
+            latest.code,
+            latest.time.short(),
+            sentence(latest)
+        );
     }
     text.push_str(&damage(page));
     text
@@ -245,6 +294,9 @@ fn facts(record: &Record) -> Vec<(&'static str, String)> {
             format!(" (uid {})", pod.uid)
         };
         facts.push(("pod", format!("{}/{}{uid}", pod.namespace, pod.name)));
+    }
+    if let Some(name) = &record.name {
+        facts.push(("name", name.clone()));
     }
     if let Some(namespace) = &record.namespace {
         facts.push(("namespace", format!("{namespace} (containerd's)")));

@@ -64,7 +64,7 @@ pub(super) static SIGNAL_FROM_OUTSIDE: Entry = Entry {
     group: Group::Outside,
     title: "ended by a signal that nobody asked containerd for",
     means: "A signal ended the process, no request for it passed through containerd, and the kernel reports no lack of memory. Another process on the node, or one inside the container, sent it.",
-    advice: "If the sender is named, ask its owner. If not, the evidence says why the sender is unknown and what to switch on to see it next time.",
+    advice: "If the sender is named, ask its owner: pid, command, parent and cgroup are in the evidence. If not, the evidence says why the sender is unknown and what to switch on to see it next time.",
     message_id: MessageId(0xcea35560bc801316c29c042af9563602),
 };
 
@@ -198,8 +198,8 @@ pub(super) static SHIM_GONE: Entry = Entry {
     code: "HF173",
     group: Group::Shim,
     title: "the shim was gone",
-    means: "containerd lost its shim and asked for a clean-up. If the container had ended before, its true exit status is recorded; otherwise the clean-up ended it.",
-    advice: "The evidence says what the kernel knows of the shim's end. SIGKILL leaves no trace in the shim itself: look for lack of memory on the node and for people or programs that kill by name.",
+    means: "The shim was killed, or could not go on, and containerd asked for a clean-up. If the container had ended before, its true exit status is recorded; otherwise the clean-up ended it, and the status is that of the clean-up.",
+    advice: "If the sender is named, ask its owner; programs that kill by name are the usual ones. For a lack of memory the evidence names the cgroup. If neither is known, the evidence says why, and what to switch on to see it next time.",
     message_id: MessageId(0x66ae1ae25afa2639b35b16465d02fec3),
 };
 

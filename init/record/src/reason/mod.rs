@@ -7,243 +7,23 @@
 //! On disk a reason is `{"code": "HF111", "evidence": {…}}`.
 
 mod catalogue;
+mod entry;
+mod evidence;
 mod man;
 mod sentence;
 
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use catalogue::CATALOGUE;
+pub use entry::{Entry, Group, MessageId};
+pub use evidence::{HookPlace, Oom, OomScope, Panicked, Rpc, Sender, TimedOut};
 pub use man::man_page;
 
 use crate::exit::{ExitStatus, Signal};
 use crate::process::Description;
 use crate::time::{Timestamp, millis, optional_millis};
-
-/// What is the same for every occurrence of a reason.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// `HF` and three digits. Never changes, never means anything else.
-    pub code: &'static str,
-    /// The group, which is the second digit of the code.
-    pub group: Group,
-    /// A few words that follow a subject: "… exited by itself".
-    pub title: &'static str,
-    /// What it means, in whole sentences.
-    pub means: &'static str,
-    /// What to do, in whole sentences.
-    pub advice: &'static str,
-    /// For journald's `MESSAGE_ID`, `sd_journal_send(3)`.
-    pub message_id: MessageId,
-}
-
-/// Where reasons belong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Group {
-    /// HF10x: the process ended itself.
-    Ended,
-    /// HF11x: somebody asked for it.
-    Request,
-    /// HF12x: no memory.
-    Oom,
-    /// HF13x: a signal from elsewhere.
-    Outside,
-    /// HF14x: hooks.
-    Hook,
-    /// HF15x: creating and starting.
-    Create,
-    /// HF16x: the runtime.
-    Runtime,
-    /// HF17x: the shim.
-    Shim,
-    /// HF18x: the GPU stage.
-    Gpu,
-    /// HF191 to HF198: the node.
-    Node,
-    /// HF199: unknown.
-    Unknown,
-}
-
-impl Group {
-    /// A heading for it.
-    #[must_use]
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Ended => "The process ended itself",
-            Self::Request => "Ended by request",
-            Self::Oom => "Out of memory",
-            Self::Outside => "A signal from outside",
-            Self::Hook => "Hooks",
-            Self::Create => "Creating and starting",
-            Self::Runtime => "The runtime",
-            Self::Shim => "The shim",
-            Self::Gpu => "GPU",
-            Self::Node => "The node",
-            Self::Unknown => "Unknown",
-        }
-    }
-}
-
-/// 128 bits, shown as 32 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct MessageId(pub u128);
-
-impl fmt::Display for MessageId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl fmt::Debug for MessageId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
-/// Through which request an end was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rpc {
-    /// The shim's `Kill`.
-    Kill,
-    /// The shim's `Delete`.
-    Delete,
-    /// The shim's `Shutdown`.
-    Shutdown,
-    /// The clean-up command `containerd-shim-holdfast-v2 delete`.
-    ShimDelete,
-    /// `holdfast kill` or `holdfast delete --force` on the command line.
-    CommandLine,
-}
-
-impl fmt::Display for Rpc {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kill => "a Kill request",
-            Self::Delete => "a Delete request",
-            Self::Shutdown => "a Shutdown request",
-            Self::ShimDelete => "containerd's clean-up of a lost shim",
-            Self::CommandLine => "the holdfast command",
-        })
-    }
-}
-
-/// The process that sent a signal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sender {
-    /// Its pid in the node's pid namespace.
-    pub pid: u32,
-    /// Its name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub comm: Option<String>,
-    /// Its arguments joined by spaces; the file of its program alone when it was gone before it was asked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cmdline: Option<String>,
-    /// Its user id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uid: Option<u32>,
-    /// Its parent as `pid (name)`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parent: Option<String>,
-    /// Its cgroup, which names the service, pod or container it belongs to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<String>,
-}
-
-/// What had no memory left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OomScope {
-    /// The limit of a cgroup.
-    Cgroup,
-    /// The node itself.
-    Node,
-    /// The kernel counted a kill, but what had run out is not recorded.
-    #[default]
-    NotRecorded,
-}
-
-/// What is known of an OOM kill.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Oom {
-    /// What had no memory left.
-    #[serde(default)]
-    pub scope: OomScope,
-    /// The cgroup whose limit was hit, as a path below the cgroup file system.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cgroup: Option<String>,
-    /// Its limit in bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<u64>,
-    /// Its usage in bytes; the peak where the kernel keeps it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<u64>,
-    /// Kills counted by that cgroup in the container's life.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kills: Option<u64>,
-    /// Pid of the killed process in the node's pid namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub victim_pid: Option<u32>,
-    /// Name of the killed process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub victim: Option<String>,
-}
-
-/// Which hook, by its place in the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HookPlace {
-    /// Its stage by the OCI name: `createRuntime`, `poststop`, …
-    pub stage: String,
-    /// Its place in the stage, counted from 1.
-    pub number: usize,
-    /// How many hooks the stage has.
-    pub of: usize,
-    /// The program.
-    pub path: String,
-}
-
-impl fmt::Display for HookPlace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} hook {} of {} ({})",
-            self.stage, self.number, self.of, self.path
-        )
-    }
-}
-
-/// A panic: where, with which text, and how it was come to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Panicked {
-    /// The incident's id, which the caller's error names as well.
-    pub incident: String,
-    /// The panic's text.
-    pub message: String,
-    /// `file:line:column`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub location: Option<String>,
-    /// The thread's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub thread: Option<String>,
-    /// The stack, one frame a line.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub backtrace: String,
-}
-
-/// A step that was given up at its deadline.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TimedOut {
-    /// What was awaited.
-    pub step: String,
-    /// For how long.
-    #[serde(rename = "waited_ms", with = "millis")]
-    pub waited: Duration,
-    /// The process that was waited for, as it was then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub process: Option<Description>,
-}
 
 /// Why something ended. The serde tag of each variant is its stable code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -424,6 +204,12 @@ pub enum Reason {
         /// What the kernel and the files say of the shim's end, a sentence each.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         findings: Vec<String>,
+        /// Who killed it, where the kernel's tracepoint recorded it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sender: Option<Sender>,
+        /// What the kernel says of a lack of memory, if that was why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        oom: Option<Oom>,
     },
     /// HF174: the shim's watchdog barked.
     #[serde(rename = "HF174")]

@@ -124,16 +124,25 @@ impl fmt::Display for Reason {
             Self::ShimGone {
                 shim_pid,
                 container_had_ended,
+                sender,
+                oom,
                 ..
             } => {
-                write!(f, "lost its shim")?;
+                match (sender, oom) {
+                    (Some(sender), _) => write!(f, "was killed by {sender}")?,
+                    (None, Some(oom)) => {
+                        write!(f, "was killed by the kernel for want of memory")?;
+                        write_oom(f, oom)?;
+                    }
+                    (None, None) => write!(f, "was gone")?,
+                }
                 if let Some(pid) = shim_pid {
-                    write!(f, " (pid {pid})")?;
+                    write!(f, " (it was pid {pid})")?;
                 }
                 f.write_str(if *container_had_ended {
-                    ", after it had ended"
+                    "; the container had ended before"
                 } else {
-                    " and was ended by containerd's clean-up"
+                    "; containerd's clean-up then ended the container, too"
                 })
             }
             Self::ShimStalled {

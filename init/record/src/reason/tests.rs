@@ -123,7 +123,16 @@ pub(crate) fn examples() -> Vec<Reason> {
         Reason::ShimGone {
             shim_pid: Some(77),
             container_had_ended: false,
-            findings: vec!["oom_kill is 1".into()],
+            findings: vec!["the shim's process 77 is gone".into()],
+            sender: Some(Sender {
+                pid: 99,
+                comm: Some("pkill".into()),
+                cmdline: Some("/usr/bin/pkill".into()),
+                uid: None,
+                parent: Some("98 (cron)".into()),
+                cgroup: None,
+            }),
+            oom: None,
         },
         Reason::ShimStalled {
             incident: "00c0ffee00c0ffee".into(),

@@ -70,7 +70,7 @@ fn every_reason_is_told_as_in_the_golden_file() {
             let kind = match reason.entry().group {
                 Group::Hook => Kind::Hook,
                 Group::Runtime => Kind::Runtime,
-                Group::Shim if reason.code() != "HF173" => Kind::Shim,
+                Group::Shim => Kind::Shim,
                 Group::Gpu => Kind::Gpu,
                 _ if reason.code().starts_with("HF103") => Kind::Exec,
                 _ => Kind::Container,
@@ -82,7 +82,7 @@ fn every_reason_is_told_as_in_the_golden_file() {
         records,
         damaged: 2,
     };
-    golden("why/all.txt", &explain_all(&page));
+    golden("why/all.txt", &explain_all(&page, None));
     golden("why/list.txt", &list(&page));
 }
 
@@ -173,4 +173,60 @@ fn since_takes_times_and_durations() {
     assert_eq!(since("90m", at(5_400_000)).unwrap(), at(0));
     assert_eq!(since("2027-01-15 08:00", at(9)).unwrap(), at(0));
     assert!(since("yesterday", at(0)).is_err());
+}
+
+#[test]
+fn a_container_comes_before_the_execs_that_were_told_after_it() {
+    let id = ContainerId::new("box").unwrap();
+    let end = |kind, millis| {
+        let reason = Reason::Exited { code: 1 };
+        steady(Record::new(kind, &reason, at(millis))).of_container(None, &id)
+    };
+    let exec = |millis| end(Kind::Exec, millis).of_exec(&ExecId::new("e1").unwrap());
+    let first = |records: Vec<Record>, who: &str| {
+        let page = Page {
+            records,
+            damaged: 0,
+        };
+        let text = explain_all(&page, Some(&Selector::new(who)));
+        text.lines().next().unwrap().to_owned()
+    };
+    let both = || vec![end(Kind::Container, 1000), exec(2000)];
+    assert!(first(both(), "box").starts_with("Container box"));
+    assert!(first(both(), "e1").starts_with("Exec process e1"));
+    let of_the_next = exec(9000).with_start(at(5000));
+    let records = vec![end(Kind::Container, 1000), of_the_next];
+    assert!(first(records, "box").starts_with("Exec process e1"));
+    assert!(first(vec![exec(1)], "box").starts_with("Exec process e1"));
+}
+
+#[test]
+fn a_node_is_told_by_reasons() {
+    let exited = |code, millis| {
+        let id = ContainerId::new(format!("c{code}")).unwrap();
+        steady(Record::new(
+            Kind::Container,
+            &Reason::Exited { code },
+            at(millis),
+        ))
+        .of_container(None, &id)
+    };
+    let page = Page {
+        records: vec![exited(1, 0), killed(), exited(2, 40_000)],
+        damaged: 1,
+    };
+    let text = node(&page);
+    assert_eq!(
+        text.lines().collect::<Vec<_>>(),
+        [
+            "      2  HF101  exited by itself",
+            "         latest 2027-01-15 08:00:40 UTC: Container c2 exited by itself with code 2.",
+            "      1  HF111  ended by request",
+            &format!(
+                "         latest 2027-01-15 08:00:30 UTC: {}",
+                sentence(&killed())
+            ),
+            "1 damaged line of the ledger was skipped.",
+        ]
+    );
 }

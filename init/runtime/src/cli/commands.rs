@@ -442,6 +442,11 @@ fn why_command(parser: &mut Parser) -> Result<i32> {
                     .map_err(|error| Error::Usage(error.to_string()))?;
                 query.since = Some(since);
             }
+            Arg::Long("node") => {
+                if flag(parser)? {
+                    form = why::Form::Node;
+                }
+            }
             Arg::Value(value) => {
                 query.who = Some(Selector::new(value.to_string_lossy()));
                 form = why::Form::Full;
@@ -460,5 +465,22 @@ fn why_command(parser: &mut Parser) -> Result<i32> {
     })?;
     let answer = why::answer(&page, &query, ledger.dir(), form);
     print(answer.text.trim_end())?;
+    if let (false, false, Some(who)) = (answer.found, json, &query.who)
+        && let Some(namespace) = running(who.as_str())
+    {
+        print(&format!(
+            "It exists in the containerd namespace {namespace} and has not ended."
+        ))?;
+    }
     Ok(i32::from(!answer.found))
+}
+
+/// The containerd namespace in which our shim has a container `id`, by its state on disk.
+fn running(id: &str) -> Option<String> {
+    let id = ContainerId::new(id).ok()?;
+    let namespaces = std::fs::read_dir("/run/holdfast").ok()?;
+    namespaces
+        .flatten()
+        .find(|folder| folder.path().join(id.as_str()).is_dir())
+        .map(|folder| folder.file_name().to_string_lossy().into_owned())
 }

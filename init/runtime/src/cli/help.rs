@@ -38,7 +38,8 @@ questions
   list    [--format table|json] [--quiet]
   events  [--stats | --interval TIME] ID              what it uses, and its OOM kills
   ps      [--format table|json] ID [PS-OPTION...]
-  why     [ID] [--last N] [--since TIME] [--json]    why something ended
+  why     [ID|NAME|POD|PID] [--last[=N]] [--since TIME] [--node] [--json]
+                                                      why something ended
   spec    [--bundle DIR] [--rootless]                 print a template of config.json
   features                                            what this runtime can do, as JSON
 
