@@ -10,6 +10,7 @@ use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Process, Spec
 
 use crate::document;
 use crate::error::{Doing, Error, Result};
+use crate::gpu;
 
 /// A bundle whose specification passed the checks.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Bundle {
     pub rootfs: PathBuf,
     /// The specification.
     pub spec: Spec,
+    /// What [`crate::gpu`] still has to do when the mounts are there.
+    pub gpu: Option<gpu::Call>,
 }
 
 impl Bundle {
@@ -49,7 +52,12 @@ impl Bundle {
             .as_ref()
             .ok_or_else(|| Error::spec("root", "is missing"))?;
         let rootfs = clean(&path.join(root.path()));
-        let this = Self { path, rootfs, spec };
+        let this = Self {
+            path,
+            rootfs,
+            spec,
+            gpu: None,
+        };
         this.check()?;
         Ok(this)
     }

@@ -28,6 +28,9 @@ pub(crate) fn reason(error: &Error, operation: Operation) -> Reason {
     if let Error::Hook(hook) = error {
         return hook.reason();
     }
+    if let Error::Gpu(gpu) = error {
+        return gpu.reason();
+    }
     if let Error::Expired { waited, seen, .. } = error {
         let timed_out = TimedOut {
             step: waited.what.clone(),

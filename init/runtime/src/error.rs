@@ -123,6 +123,9 @@ pub enum Error {
     /// seccomp.
     #[error("seccomp")]
     Seccomp(#[from] holdfast_seccomp::Error),
+    /// The GPU stage.
+    #[error("failed to give the container its GPUs")]
+    Gpu(#[from] crate::gpu::Error),
     /// Hooks.
     #[error("hooks")]
     Hook(#[from] crate::hooks::Error),

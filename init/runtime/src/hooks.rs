@@ -9,6 +9,7 @@
 
 mod error;
 mod output;
+pub(crate) mod running;
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -19,23 +20,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use holdfast_record::deadline::{Deadline, limit_from_env};
-use holdfast_record::exit::ExitStatus;
 use holdfast_record::process::describe;
 use holdfast_record::reason::HookPlace;
 use oci_spec::runtime::Hook;
 
-use crate::sys::spawn::{Spawn, Spawned, Step, kill_group, pipe, poll, refusal, spawn};
-use crate::sys::{clone, fd};
+use crate::sys::fd;
+use crate::sys::spawn::{Spawn, Spawned, kill_group, pipe, spawn};
 
 pub use error::Error;
 pub use output::{OUTPUT_LIMIT, Output};
-use output::{Stream, read_some};
+use running::{Running, Waited};
 
 /// How long a hook may take when its configuration does not say. `HOLDFAST_DEADLINE_HOOK` overrides it.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long a killed hook is waited for; one in state D may not die at all.
-const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// When hooks are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,35 +161,31 @@ fn run(
     // The hook's are the only writing ends now, so that their closing is seen.
     drop((stdout_end, stderr_end));
 
-    let mut running = Running {
-        child,
-        report: Vec::new(),
-        report_open: true,
-        stdout: Stream::new(stdout),
-        stderr: Stream::new(stderr),
-    };
-    let status = match running.wait(&deadline) {
-        Ok(status) => status,
+    let mut running = Running::new(child, stdout, stderr);
+    let status = match running.wait(&deadline, None) {
+        Ok(Waited::Ended(status)) => Some(status),
+        Ok(Waited::Expired | Waited::WatchedEnded) => None,
         Err(source) => {
             running.kill();
             return Err(start("wait for it", source));
         }
     };
     match status {
-        Some(_) if !running.report.is_empty() => {
-            let (step, source) = refusal(&running.report)
-                .unwrap_or((Step::Execute, io::ErrorKind::UnexpectedEof.into()));
-            Err(start(step.doing(), source))
+        Some(status) => {
+            if let Some((step, source)) = running.refused() {
+                return Err(start(step.doing(), source));
+            }
+            if status.success() {
+                return Ok(());
+            }
+            Err(Error::Failed {
+                place,
+                status,
+                output: running.output(),
+            })
         }
-        Some(status) if status.success() => Ok(()),
-        Some(status) => Err(Error::Failed {
-            place,
-            status,
-            output: running.output(),
-        }),
         None => {
-            let pid = u32::try_from(running.child.pid).unwrap_or(0);
-            let process = Box::new(describe(pid));
+            let process = Box::new(describe(running.pid()));
             let gone = running.kill();
             Err(Error::TimedOut {
                 place,
@@ -296,82 +289,6 @@ fn spawn_within(
                 source,
             })
         }
-    }
-}
-
-/// A hook that has been started.
-struct Running {
-    child: Spawned,
-    report: Vec<u8>,
-    report_open: bool,
-    stdout: Stream,
-    stderr: Stream,
-}
-
-impl Running {
-    /// Reads and waits until the hook has ended, and reads what is there then; `None` at the deadline.
-    fn wait(&mut self, deadline: &Deadline) -> io::Result<Option<ExitStatus>> {
-        loop {
-            let ready = poll(
-                [
-                    Some(self.child.pidfd.as_fd()),
-                    self.report_open.then(|| self.child.report.as_fd()),
-                    self.stdout.pollable(),
-                    self.stderr.pollable(),
-                ],
-                deadline.poll_timeout(),
-            )?;
-            let [ended, report, stdout, stderr] = ready;
-            // The order matters: what was written before the end is read after the end was seen.
-            if ended {
-                let status = clone::wait_pidfd(self.child.pidfd.as_fd(), false)
-                    .and_then(|(code, status)| ExitStatus::from_waitid(code, status));
-                self.read_report()?;
-                self.stdout.drain()?;
-                self.stderr.drain()?;
-                if status.is_none() {
-                    return Err(io::Error::other("its end was taken by another waiter"));
-                }
-                return Ok(status);
-            }
-            if report {
-                self.read_report()?;
-            }
-            if stdout {
-                self.stdout.read()?;
-            }
-            if stderr {
-                self.stderr.read()?;
-            }
-            if deadline.is_expired() {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// Kills its process group and waits a moment for its end; returns whether that was seen.
-    fn kill(&mut self) -> bool {
-        kill_group(&self.child);
-        let deadline = Deadline::after(KILL_TIMEOUT, "the end of a killed hook");
-        matches!(self.wait(&deadline), Ok(Some(_)))
-    }
-
-    /// At most five bytes ever come, in one write.
-    fn read_report(&mut self) -> io::Result<()> {
-        let mut bytes = [0; 16];
-        match read_some(&self.child.report, &mut bytes)? {
-            Some(0) => self.report_open = false,
-            Some(count) => self.report.extend_from_slice(&bytes[..count]),
-            None => {}
-        }
-        Ok(())
-    }
-
-    fn output(&self) -> Box<Output> {
-        Box::new(Output {
-            stdout: self.stdout.text(),
-            stderr: self.stderr.text(),
-        })
     }
 }
 

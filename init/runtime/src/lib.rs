@@ -22,6 +22,7 @@
 //! | [`link`] | the conversation with `holdfast-init` |
 //! | [`state`] | what is kept on disk, and what status follows from it |
 //! | [`verb`] | one module per command |
+//! | [`gpu`] | the GPU stage of create |
 //! | [`hooks`] | OCI hooks with deadline and captured output |
 //! | [`cli`] | runc's command line |
 //! | [`fuzz`] | the parsers under attack; tests only |
@@ -34,6 +35,7 @@ pub mod document;
 pub mod error;
 pub mod features;
 pub mod fuzz;
+pub mod gpu;
 pub mod hooks;
 mod image;
 pub mod launch;

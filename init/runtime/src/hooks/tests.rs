@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use holdfast_record::exit::ExitStatus;
 use holdfast_record::process::ProcessIdentity;
 use holdfast_record::reason::Reason;
 use oci_spec::runtime::HookBuilder;
 
 use super::*;
+use crate::sys::clone;
 
 fn shell(script: &str) -> Hook {
     let args = ["a hook", "-c", script].map(str::to_owned);

@@ -184,8 +184,11 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     Ok(Prepared { image, kept, floor })
 }
 
-/// Whether hooks run between mounts and pivot.
+/// Whether hooks, or the GPU stage's program, run between mounts and pivot.
 pub fn has_create_hooks(bundle: &Bundle) -> bool {
+    if bundle.gpu.is_some() {
+        return true;
+    }
     // `prestart` is deprecated, and still what the NVIDIA container toolkit's hook is.
     #[allow(deprecated)]
     bundle.spec.hooks().as_ref().is_some_and(|hooks| {

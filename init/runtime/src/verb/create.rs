@@ -27,6 +27,7 @@ use super::{Context, environment, state};
 use crate::bundle::{Bundle, cstring, is_new, namespace};
 use crate::cause::{self, Operation};
 use crate::error::{Doing, Error, Result};
+use crate::gpu;
 use crate::hooks::{HookNamespaces, HookStage, run_hooks};
 use crate::launch::{Launch, launch};
 use crate::link::Link;
@@ -107,7 +108,8 @@ pub(super) fn create_with(
     console: Console,
     shim: Option<&Shim>,
 ) -> Result<Created> {
-    let bundle = Bundle::load(&options.bundle)?;
+    let handler = gpu::Handler::chosen(context.gpu.as_deref())?;
+    let bundle = gpu::prepare(handler, Bundle::load(&options.bundle)?)?;
     let console = console_socket(&bundle, options, console)?;
     let dir = StateDir::create(&context.root, id)?;
     let mut undo = Undo {
@@ -393,6 +395,9 @@ impl Creation<'_> {
         if has_create_hooks(self.bundle) {
             let deadline = self.deadline.for_step("create: waiting for the mounts");
             link.reach(Point::Hooks, &deadline, unexpected_listener)?;
+            if let Some(call) = &self.bundle.gpu {
+                gpu::run(call, self.bundle, link)?;
+            }
             self.hooks(link)?;
             link.go()?;
         }

@@ -26,6 +26,9 @@ pub struct Context {
     pub root: PathBuf,
     /// `--systemd-cgroup`.
     pub systemd_cgroup: bool,
+    /// `--gpu`, as it was written: read only where it matters, so that a wrong one cannot keep a container from being
+    /// deleted.
+    pub gpu: Option<String>,
 }
 
 impl Context {
