@@ -13,7 +13,7 @@ use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
 use holdfast_record::ledger::{Kind, Ledger, Record};
 use holdfast_record::logging::{Places, publish};
-use holdfast_record::process::{ProcessIdentity, Stat};
+use holdfast_record::process::Stat;
 use holdfast_record::witness::Witness;
 use holdfast_record::{ContainerId, ExitStatus, Namespace, Reason, Signal, Timestamp};
 
@@ -98,7 +98,10 @@ impl History {
     /// Whether the shim that wrote it still runs, and so tells its events itself.
     fn shim_lives(&self) -> bool {
         match (self.shim, self.shim_start) {
-            (Some(pid), Some(start_time)) => ProcessIdentity { pid, start_time }.is_alive(),
+            // containerd calls as soon as the connection breaks, when the shim may not be gone yet.
+            (Some(pid), Some(start)) => {
+                Stat::read(pid).is_ok_and(|stat| stat.start_time == start && !stat.is_exiting())
+            }
             (Some(_), None) | (None, _) => false,
         }
     }

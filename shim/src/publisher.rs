@@ -197,6 +197,11 @@ impl Publisher {
         self.waiting.send_replace(waiting);
     }
 
+    /// Whether containerd has taken all that this journal had to tell.
+    pub(crate) fn has_told(journal: &SharedJournal) -> bool {
+        lock(journal).waiting() == 0
+    }
+
     /// Waits until everything was acknowledged, at most `limit`; the number left.
     pub(crate) async fn flush(&self, limit: Duration) -> u64 {
         let mut waiting = self.waiting.subscribe();

@@ -43,7 +43,7 @@ use crate::event::{Event as Published, proto_time};
 use crate::fault::{Fault, chain};
 use crate::look::describe;
 use crate::options::Options;
-use crate::publisher::{SharedJournal, note};
+use crate::publisher::{Publisher, SharedJournal, note};
 use crate::reaper::{Child, Process};
 use crate::runtime::{Call, Runtime};
 use crate::stdio::logger::LoggerContext;
@@ -58,6 +58,13 @@ const MAX_PENDING: usize = 32;
 fn hold_limit() -> Duration {
     limit_from_env("HOLD", Duration::from_secs(10))
 }
+/// How long a stopped container may stay undeleted before its exit, though acknowledged, is told again; zero: never.
+/// Every further time takes twice as long, up to [`ANNOUNCE_MAX`]. `docs/0008`.
+fn announce_again_after() -> Duration {
+    limit_from_env("ANNOUNCE", Duration::from_secs(300))
+}
+/// Longest pause between two announcements of the same exit.
+const ANNOUNCE_MAX: Duration = Duration::from_secs(3600);
 /// What is told of an exec process whose end nobody has seen: containerd's "unknown".
 const UNSEEN: ExitStatus = ExitStatus::Exited(255);
 /// How long a start of an exec process may go on after init has ended: it cannot succeed. Also
@@ -99,6 +106,8 @@ enum Event {
     LaunchesOverdue,
     HoldExpired,
     OomSeen,
+    /// The exit was told so long ago.
+    Unclaimed(Duration),
 }
 
 /// The one operation of the container itself that is on its way.

@@ -141,7 +141,41 @@ impl Owner {
                 }
             }
             Event::OomSeen => self.tell_oom(),
+            Event::Unclaimed(after) => self.announce_again(after),
         }
+    }
+
+    /// Sees to it that the exit is told again should nobody delete the container.
+    pub(super) fn announce_again_in(&self, after: Duration) {
+        if after.is_zero() {
+            return;
+        }
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = events.closed() => {}
+                () = tokio::time::sleep(after) => {
+                    let _ = events.send(Event::Unclaimed(after)).await;
+                }
+            }
+        });
+    }
+
+    fn announce_again(&self, after: Duration) {
+        let (Init::Stopped(process, ended), Some(journal)) = (self.model.init(), &self.journal)
+        else {
+            return;
+        };
+        // What containerd has not taken yet need not be told twice.
+        if Publisher::has_told(journal) {
+            log::info!(
+                "{}: stopped for {after:?} and not deleted: its exit is told again",
+                self.id
+            );
+            let id = self.id.to_string();
+            self.publish(&tell::exit_event(id.clone(), id, process.pid(), *ended));
+        }
+        self.announce_again_in((after * 2).min(ANNOUNCE_MAX));
     }
 
     /// Ends starts of exec processes that go on although init has ended.

@@ -124,6 +124,7 @@ impl Owner {
             Told::Exited(process, ended) => {
                 self.record_init_end(ended);
                 self.init.exit.send_replace(Some(ended));
+                self.announce_again_in(announce_again_after());
                 exit_event(container_id.clone(), container_id, process.pid(), ended)
             }
             Told::Paused => Published::Paused(events::TaskPaused {
@@ -307,7 +308,7 @@ fn end_record(kind: Kind, reason: &Reason, ended: Ended, side: &Side) -> Record 
     record
 }
 
-fn exit_event(container_id: String, id: String, pid: u32, ended: Ended) -> Published {
+pub(super) fn exit_event(container_id: String, id: String, pid: u32, ended: Ended) -> Published {
     Published::Exit(events::TaskExit {
         container_id,
         id,
