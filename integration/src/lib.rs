@@ -16,6 +16,7 @@ pub mod checks;
 pub mod containerd;
 pub mod ctr;
 pub mod deadline;
+pub mod driver;
 pub mod events;
 pub mod fault;
 pub mod image;

@@ -93,9 +93,9 @@ pub static SILENT_CAPABILITIES: Deviation = Deviation {
 /// CDI names with a vendor or class of one letter.
 pub static ONE_LETTER_KIND: Deviation = Deviation {
     name: "one-letter-kind",
-    places: &[Place::Hook],
+    places: &[Place::Hook, Place::Runtime, Place::Stage],
     original: "A device such as `a/b=c` crashes the parser of CDI names (exit code 2, a stack trace), from data that the image controls.",
-    ours: "It is no CDI name, like every other text that is none.",
+    ours: "In the hook it is no CDI name, like every other text that is none. In the runtime and the stage it is one, and its device is looked for.",
     why: "No input may crash us.",
     switch: Switch::Never("a crash is not reproduced"),
 };
@@ -160,6 +160,36 @@ pub static DEADLINE: Deviation = Deviation {
     switch: Switch::Key("deadline = \"3650d\""),
 };
 
+/// Tegra.
+pub static CSV: Deviation = Deviation {
+    name: "csv",
+    places: &[Place::Runtime, Place::Stage],
+    original: "In mode csv (Tegra) lists of files say what a container gets.",
+    ours: "A container that asks for a GPU in this mode is refused, with a text that says what to do. Others are created.",
+    why: "Lists of files are not supported yet.",
+    switch: Switch::Never("it is not there"),
+};
+
+/// A change of `config.json`.
+pub static ATOMIC_REWRITE: Deviation = Deviation {
+    name: "atomic-rewrite",
+    places: &[Place::Runtime],
+    original: "The modified config.json is written over the old one; a crash in between leaves half a file.",
+    ours: "It is written beside it and renamed, with the same mode and owner.",
+    why: "A reader sees the old file or the new one.",
+    switch: Switch::Never("the file is the same"),
+};
+
+/// Duplicates in a list of devices.
+pub static DUPLICATES: Deviation = Deviation {
+    name: "duplicates",
+    places: &[Place::Stage],
+    original: "In mode jit-cdi a device that is named twice (`0,0`) leaves an empty name behind, which stands for \"no device\": the container gets none at all.",
+    ours: "A device that is named twice is injected once.",
+    why: "See strict.",
+    switch: Switch::Key("strict = false"),
+};
+
 /// All of them.
 pub static TABLE: &[&Deviation] = &[
     &PID_ZERO,
@@ -171,6 +201,9 @@ pub static TABLE: &[&Deviation] = &[
     &STRICT,
     &CLEAN_ENVIRONMENT,
     &DEADLINE,
+    &DUPLICATES,
+    &CSV,
+    &ATOMIC_REWRITE,
 ];
 
 /// Whether `as-original` may hold this word.
