@@ -129,6 +129,14 @@ pub enum Error {
     /// Hooks.
     #[error("hooks")]
     Hook(#[from] crate::hooks::Error),
+    /// criu, in its own words. Contract: `criu failed: type DUMP errno 0`.
+    #[error("failed to {doing}: {text}")]
+    Criu {
+        /// What it was wanted for.
+        doing: String,
+        /// What it said.
+        text: String,
+    },
     /// User namespace mappings.
     #[error("failed to write the user namespace's {which} map")]
     UserMap {

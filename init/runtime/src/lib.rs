@@ -30,6 +30,7 @@
 pub mod bundle;
 mod cause;
 pub mod cli;
+mod criu;
 pub mod default_spec;
 pub mod document;
 pub mod error;

@@ -10,6 +10,7 @@ use holdfast_record::{ContainerId, Signal, Timestamp, why};
 use lexopt::{Arg, Parser};
 use oci_spec::runtime::Capability;
 
+use super::criu_flags;
 use super::duration;
 use super::global::{self, Global, Parsed, flag, path, text, usage};
 use super::help;
@@ -18,7 +19,8 @@ use crate::cause::{self, Operation};
 use crate::cli::log_file;
 use crate::error::{Doing, Error, Result};
 use crate::verb::{
-    Context, create, delete, events, exec, kill, list, pause, ps, run, start, state, update,
+    Context, checkpoint, create, delete, events, exec, kill, list, pause, ps, restore, run, start,
+    state, update,
 };
 
 /// Runs the command line. The second value tells whether it was an `exec`.
@@ -84,6 +86,14 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
         "resume" => pause::resume(context, &only_id(parser)?).map(|()| 0),
         "update" => update_command(context, parser),
         "events" => events_command(context, parser),
+        "checkpoint" => {
+            let (id, options) = criu_flags::checkpoint(parser)?;
+            checkpoint::checkpoint(context, &id, &options).map(|()| 0)
+        }
+        "restore" => {
+            let (id, options) = criu_flags::restore(parser)?;
+            restore::restore(context, &id, &options)
+        }
         "spec" => spec_command(parser),
         "features" => print(&pretty(&crate::features::features())?),
         "why" => why_command(parser),

@@ -36,6 +36,7 @@ pub(super) fn usage(error: lexopt::Error) -> Error {
 pub(super) fn parse(parser: &mut Parser) -> Result<Parsed> {
     let mut root = default_root();
     let mut systemd_cgroup = false;
+    let mut criu = PathBuf::from("criu");
     let mut gpu = None;
     let mut log = Destination::default();
     while let Some(arg) = parser.next().map_err(usage)? {
@@ -55,7 +56,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Parsed> {
             Arg::Long("systemd-cgroup") => systemd_cgroup = flag(parser)?,
             // Detected by itself; accepted for compatibility.
             Arg::Long("rootless") => drop(text(parser)?),
-            Arg::Long("criu") => drop(text(parser)?),
+            Arg::Long("criu") => criu = path(parser)?,
             Arg::Long("gpu") => gpu = Some(text(parser)?),
             Arg::Long("version") | Arg::Short('v') => return Ok(Parsed::Version),
             Arg::Long("help") | Arg::Short('h') => return Ok(Parsed::Help),
@@ -68,6 +69,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Parsed> {
                     context: Context {
                         root,
                         systemd_cgroup,
+                        criu,
                         gpu,
                     },
                     log,

@@ -32,6 +32,10 @@ containers
   pause   ID
   resume  ID
   update  [--resources FILE|-] [--cpu-share N, --memory SIZE, ... as runc] ID
+  checkpoint  [--image-path DIR] [--work-path DIR] [--leave-running] [--pre-dump]
+              [--parent-path DIR] [--tcp-established, ... as runc] ID
+  restore     [--bundle DIR] [--image-path DIR] [--work-path DIR] [--detach]
+              [--pid-file F] [--console-socket S] [--tcp-established, ...] ID
 
 questions
   state   ID
@@ -48,6 +52,7 @@ global options
   --log FILE            where errors and warnings go beside standard error
   --log-format FORMAT   text or json
   --systemd-cgroup      the systemd cgroup driver
+  --criu PROGRAM        criu, for checkpoint and restore (default: criu in PATH)
   --debug               more in the log
   --version, --help
 ";

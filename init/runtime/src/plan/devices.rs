@@ -1,6 +1,6 @@
 //! Device nodes and the symlinks that belong into `/dev`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use holdfast_plan::Step;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
@@ -28,6 +28,22 @@ const SYMLINKS: [(&str, &str); 5] = [
     ("/proc/self/fd/2", "/dev/stderr"),
     ("/proc/kcore", "/dev/core"),
 ];
+
+/// The paths of all device nodes of a container.
+pub(crate) fn paths(bundle: &Bundle) -> Vec<PathBuf> {
+    let linux = bundle.spec.linux().as_ref();
+    let listed = linux
+        .and_then(|linux| linux.devices().as_deref())
+        .unwrap_or_default();
+    let mut paths: Vec<PathBuf> = DEFAULT.iter().map(|device| device.0.into()).collect();
+    for device in listed {
+        let path = clean(&Path::new("/").join(device.path()));
+        if !paths.contains(&path) {
+            paths.push(path);
+        }
+    }
+    paths
+}
 
 /// Pushes nodes and links. When `/dev` is a bind mount it belongs to the host and stays as
 /// it is.

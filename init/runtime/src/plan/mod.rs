@@ -7,7 +7,7 @@
 mod builder;
 mod cgroup_mounts;
 pub mod create;
-mod devices;
+pub(crate) mod devices;
 mod draft;
 pub mod exec;
 pub mod filter;

@@ -46,6 +46,7 @@ pub(crate) struct Clone3<'a> {
 }
 
 /// A process that was just made, not waited for.
+#[derive(Debug)]
 pub(crate) struct Cloned {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,

@@ -7,3 +7,4 @@ pub(crate) mod probe;
 pub(crate) mod signals;
 pub(crate) mod spawn;
 pub(crate) mod user_namespace;
+pub(crate) mod worker;

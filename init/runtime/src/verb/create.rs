@@ -10,19 +10,18 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use holdfast_cgroups::systemd::Unit;
-use holdfast_cgroups::{
-    Cgroup, CgroupPath, Driver, Hierarchies, SavedCgroup, When, default_device_rules,
-};
+use holdfast_cgroups::{Cgroup, CgroupPath, Driver, Hierarchies, When};
 use holdfast_plan::Point;
-use holdfast_record::{ContainerId, Deadline, Timestamp};
+use holdfast_record::{ContainerId, Deadline};
 use holdfast_seccomp::ContainerProcessState;
 use libcontainer::user_ns::UserNamespaceConfig;
 use oci_spec::runtime::{LinuxNamespaceType as Type, LinuxResources};
 
-use super::unit::{self, NewUnit};
+use super::made::{self, Undo};
+use super::unit::NewUnit;
 use super::{Context, environment, state};
 use crate::bundle::{Bundle, cstring, is_new, namespace};
 use crate::cause::{self, Operation};
@@ -36,7 +35,7 @@ use crate::own_stderr;
 use crate::plan::create::{Inputs, has_create_hooks, prepare};
 use crate::plan::filter::Filter;
 use crate::plan::namespaces::{Namespaces, flag};
-use crate::rdt::{self, SavedRdt};
+use crate::rdt;
 use crate::registration::Shim;
 use crate::state::{Saved, SavedListener, StateDir, write_whole};
 use crate::sys::clone::UserNamespace;
@@ -45,10 +44,8 @@ use crate::terminal;
 
 /// How long create may take without its hooks, which have deadlines of their own.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How long the removal of a failed create's cgroup may take.
-const UNDO_LIMIT: Duration = Duration::from_secs(5);
 /// Parent of cgroups whose path the specification leaves open.
-const DEFAULT_CGROUP_PARENT: &str = "/holdfast";
+pub(super) const DEFAULT_CGROUP_PARENT: &str = "/holdfast";
 
 /// Options of `create` and `run`.
 #[derive(Debug, Clone, Default)]
@@ -134,7 +131,11 @@ pub(super) fn create_with(
 }
 
 /// The console socket, connected, or the reason why there cannot be one.
-fn console_socket(bundle: &Bundle, options: &Options, console: Console) -> Result<Option<OwnedFd>> {
+pub(super) fn console_socket(
+    bundle: &Bundle,
+    options: &Options,
+    console: Console,
+) -> Result<Option<OwnedFd>> {
     let terminal = bundle.process()?.terminal().unwrap_or(false);
     match (terminal, &options.console_socket, console) {
         (true, Some(path), _) => terminal::connect(path).map(Some),
@@ -150,41 +151,6 @@ fn console_socket(bundle: &Bundle, options: &Options, console: Console) -> Resul
                 .into(),
         )),
         (false, None, _) => Ok(None),
-    }
-}
-
-/// What a failed create takes back.
-struct Undo<'a> {
-    dir: &'a StateDir,
-    cgroup: Option<Cgroup>,
-    unit: Option<Unit>,
-    rdt: Option<SavedRdt>,
-}
-
-impl Undo<'_> {
-    fn all(&self) {
-        if let Some(cgroup) = &self.cgroup {
-            let until = Instant::now() + UNDO_LIMIT;
-            let ended = match &self.unit {
-                Some(unit) => unit::end(cgroup, unit, until),
-                None => cgroup.kill_and_remove(until).map_err(Error::from),
-            };
-            if let Err(error) = ended {
-                log::error!("failed create: {}", crate::error::chain(&error));
-                // Its place is recorded in state.json: `delete --force` can try again.
-                return;
-            }
-            cgroup.remove_made_parents();
-        } else if let Some(unit) = &self.unit {
-            unit::stop(unit);
-        }
-        if let Some(Err(error)) = self.rdt.as_ref().map(SavedRdt::remove) {
-            log::error!("failed create: {}", crate::error::chain(&error));
-            return;
-        }
-        if let Err(error) = self.dir.remove() {
-            log::error!("failed create: {}", crate::error::chain(&error));
-        }
     }
 }
 
@@ -227,16 +193,16 @@ impl Creation<'_> {
         // On disk before it is made: whoever finds us killed knows where to look.
         let intent = Cgroup::intent(&hierarchies, &path)?;
         let planned = Cgroup::from_saved(&intent);
-        let mut saved = self.record(filter.as_ref(), intent, unit.clone())?;
+        let mut saved = made::record(bundle, self.id, filter.as_ref(), intent, unit.clone())?;
         self.dir.save(&saved)?;
         undo.rdt = saved.intel_rdt.clone();
-        let devices = device_rules(resources);
+        let devices = made::device_rules(resources);
         let entry = match &unit {
             None => {
                 let cgroup = undo
                     .cgroup
                     .insert(Cgroup::create(&hierarchies, &path, resources)?);
-                self.save_made(&mut saved, cgroup)?;
+                made::save(self.dir, &mut saved, cgroup)?;
                 // Before anybody is inside: a rule set is not replaced in one piece on v1.
                 cgroup.apply(&devices, When::Create)?;
                 Entry::Directories(cgroup)
@@ -331,43 +297,6 @@ impl Creation<'_> {
             fd::open_inherited(&cstring("--root", &path)?, libc::O_RDWR).doing(doing)
         };
         Ok((make(self.dir.start_fifo())?, make(self.dir.result_fifo())?))
-    }
-
-    /// Records which directories are ours, where that is more than the intent says.
-    fn save_made(&self, saved: &mut Saved, cgroup: &Cgroup) -> Result<()> {
-        let made = cgroup.save();
-        if made.places.iter().any(|place| place.made_parents > 0) {
-            saved.cgroup = Some(made);
-            self.dir.save(saved)?;
-        }
-        Ok(())
-    }
-
-    fn record(
-        &self,
-        filter: Option<&Filter>,
-        cgroup: SavedCgroup,
-        unit: Option<Unit>,
-    ) -> Result<Saved> {
-        let spec = &self.bundle.spec;
-        Ok(Saved {
-            version: crate::state::version(),
-            oci_version: spec.version().clone(),
-            id: self.id.clone(),
-            bundle: self.bundle.path.clone(),
-            rootfs: self.bundle.rootfs.clone(),
-            created: Timestamp::now(),
-            owner: nix::unistd::Uid::current().as_raw(),
-            annotations: spec.annotations().clone().unwrap_or_default(),
-            cgroup: Some(cgroup),
-            unit,
-            intel_rdt: rdt::intent(self.bundle.linux()?, self.id.as_str())?,
-            memory_policy: self.bundle.linux()?.memory_policy().clone(),
-            namespaces: self.bundle.namespaces().iter().map(|n| n.typ()).collect(),
-            process: self.bundle.process()?.clone(),
-            hooks: spec.hooks().clone(),
-            seccomp: filter.map(|filter| filter.saved.clone()),
-        })
     }
 
     /// The parent's part while init works.
@@ -500,7 +429,7 @@ impl Limits<'_, '_> {
                 new.start(link.pid)?;
                 undo.unit = Some(new.unit.clone());
                 let cgroup = undo.cgroup.insert(new.adopt(link.pid)?);
-                creation.save_made(saved, cgroup)?;
+                made::save(creation.dir, saved, cgroup)?;
                 new.restrict(cgroup)?;
                 cgroup
             }
@@ -515,17 +444,6 @@ impl Limits<'_, '_> {
         }
         Ok(())
     }
-}
-
-/// The device rules of the specification, and after them the devices every container has.
-fn device_rules(resources: Option<&LinuxResources>) -> LinuxResources {
-    let mut rules = resources
-        .and_then(|resources| resources.devices().clone())
-        .unwrap_or_default();
-    rules.extend(default_device_rules());
-    let mut devices = LinuxResources::default();
-    devices.set_devices(Some(rules));
-    devices
 }
 
 fn write_maps(bundle: &Bundle, pid: i32) -> Result<()> {

@@ -1,5 +1,6 @@
 //! One module per command.
 
+pub mod checkpoint;
 pub mod create;
 pub mod delete;
 pub(crate) mod environment;
@@ -7,8 +8,10 @@ pub mod events;
 pub mod exec;
 pub mod kill;
 pub mod list;
+mod made;
 pub mod pause;
 pub mod ps;
+pub mod restore;
 pub mod run;
 pub mod start;
 pub mod state;
@@ -26,6 +29,8 @@ pub struct Context {
     pub root: PathBuf,
     /// `--systemd-cgroup`.
     pub systemd_cgroup: bool,
+    /// `--criu`: the program, looked up in PATH when it has no slash.
+    pub criu: PathBuf,
     /// `--gpu`, as it was written: read only where it matters, so that a wrong one cannot keep a container from being
     /// deleted.
     pub gpu: Option<String>,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use holdfast_record::process::ProcessIdentity;
 use holdfast_record::{ContainerId, Timestamp};
 use serde::Serialize;
 
@@ -117,6 +118,17 @@ pub(super) fn for_hooks(
 ) -> Result<Vec<u8>> {
     let container = context.container(id)?;
     let state = oci(&container, status);
+    serde_json::to_vec(&state).map_err(|source| Error::Json {
+        path: "the state for hooks".into(),
+        source,
+    })
+}
+
+/// The state for hooks that run before a restored process is recorded.
+pub(super) fn for_restore_hooks(context: &Context, id: &ContainerId, pid: i32) -> Result<Vec<u8>> {
+    let mut container = context.container(id)?;
+    container.init = ProcessIdentity::read(pid.cast_unsigned()).ok();
+    let state = oci(&container, HookStatus::Creating);
     serde_json::to_vec(&state).map_err(|source| Error::Json {
         path: "the state for hooks".into(),
         source,
