@@ -97,6 +97,15 @@ pub fn write_root_archive(folder: &Path) -> PathBuf {
 /// When tar fails or files cannot be written.
 #[must_use]
 pub fn write_archive(folder: &Path) -> PathBuf {
+    write_archive_of(folder, NAME, &["sh"])
+}
+
+/// [`write_archive`] under another name, of an image that runs something else when nothing is said.
+///
+/// # Panics
+/// As [`write_archive`].
+#[must_use]
+pub fn write_archive_of(folder: &Path, name: &str, command: &[&str]) -> PathBuf {
     let rootfs = folder.join("rootfs");
     let layout = folder.join("layout");
     let blobs = layout.join("blobs/sha256");
@@ -110,7 +119,7 @@ pub fn write_archive(folder: &Path) -> PathBuf {
     let layer = blob(&blobs, &layer, "application/vnd.oci.image.layer.v1.tar");
     let config = json!({
         "architecture": architecture(), "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"], "WorkingDir": "/"},
+        "config": {"Env": ["PATH=/bin"], "Cmd": command, "WorkingDir": "/"},
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{diff}")]},
     });
     let config = blob(
@@ -127,7 +136,7 @@ pub fn write_archive(folder: &Path) -> PathBuf {
         manifest.to_string().as_bytes(),
         "application/vnd.oci.image.manifest.v1+json",
     );
-    manifest["annotations"] = json!({"io.containerd.image.name": NAME});
+    manifest["annotations"] = json!({"io.containerd.image.name": name});
     let index = json!({"schemaVersion": 2, "manifests": [manifest]});
     fs::write(layout.join("index.json"), index.to_string()).expect("index");
     fs::write(
