@@ -69,9 +69,37 @@ pub(crate) struct Options {
     /// `runtimeoptions.v1.Options`.
     #[serde(alias = "StdioPolicy", skip_serializing_if = "String::is_empty")]
     pub(crate) stdio_policy: String,
+    /// The GPU stage of `holdfast`: `auto`, `legacy`, `cdi`, `jit-cdi` or `off`. Ours alone, too.
+    #[serde(alias = "Gpu", skip_serializing_if = "String::is_empty")]
+    pub(crate) gpu: String,
+}
+
+/// What a `BinaryName` of NVIDIA's toolkit asks of the GPU stage. Its wrapper would start runc; the handler that names it
+/// wants its effect, and gets that from `holdfast`.
+fn nvidia_handler(binary_name: &str) -> Option<&'static str> {
+    match Path::new(binary_name).file_name()?.to_str()? {
+        "nvidia-container-runtime" => Some("auto"),
+        "nvidia-container-runtime.cdi" => Some("cdi"),
+        "nvidia-container-runtime.legacy" => Some("legacy"),
+        _ => None,
+    }
 }
 
 impl Options {
+    /// The OCI runtime to start (empty: `holdfast` beside the shim), and the GPU stage it is told.
+    ///
+    /// The names of NVIDIA's wrappers stand for `holdfast` with a stage, unless `Gpu` says something: then the name is
+    /// taken as it is.
+    pub(crate) fn binary_and_gpu(&self) -> (&str, Option<&str>) {
+        if !self.gpu.is_empty() {
+            return (&self.binary_name, Some(&self.gpu));
+        }
+        match nvidia_handler(&self.binary_name) {
+            Some(handler) => ("", Some(handler)),
+            None => (&self.binary_name, None),
+        }
+    }
+
     /// Reads what came with Create, `-info` or `start`.
     ///
     /// # Errors
@@ -104,6 +132,7 @@ impl Options {
             criu_image_path: runc.criu_image_path,
             criu_work_path: runc.criu_work_path,
             stdio_policy: String::new(),
+            gpu: String::new(),
         })
     }
 
@@ -196,6 +225,29 @@ mod tests {
         let second = Options::from_any(&any("types/runtimeoptions.v1.Options", generic)).unwrap();
         assert_eq!(first, second);
         assert!(first.systemd_cgroup);
+    }
+
+    #[test]
+    fn the_names_of_nvidia_s_wrappers_are_a_gpu_stage_of_ours() {
+        let of = |binary_name: &str, gpu: &str| {
+            let options = Options {
+                binary_name: binary_name.to_owned(),
+                gpu: gpu.to_owned(),
+                ..Options::default()
+            };
+            let (binary, gpu) = options.binary_and_gpu();
+            (binary.to_owned(), gpu.map(str::to_owned))
+        };
+        let stage = |gpu: &str| (String::new(), Some(gpu.to_owned()));
+        let toolkit = "/usr/local/nvidia/toolkit/nvidia-container-runtime";
+        assert_eq!(of(toolkit, ""), stage("auto"));
+        assert_eq!(of("nvidia-container-runtime.cdi", ""), stage("cdi"));
+        assert_eq!(of("/x/nvidia-container-runtime.legacy", ""), stage("legacy"));
+        assert_eq!(of("", "jit-cdi"), stage("jit-cdi"));
+        assert_eq!(of("", ""), (String::new(), None));
+        assert_eq!(of("/usr/bin/runc", ""), ("/usr/bin/runc".to_owned(), None));
+        // Somebody who wants the wrapper itself.
+        assert_eq!(of(toolkit, "off"), (toolkit.to_owned(), Some("off".to_owned())));
     }
 
     #[test]

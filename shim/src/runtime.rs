@@ -45,6 +45,8 @@ pub(crate) struct Runtime {
     flavour: Flavour,
     root: PathBuf,
     systemd_cgroup: bool,
+    /// What `holdfast create` is told about GPUs.
+    gpu: Option<String>,
     bundle: PathBuf,
     namespace: String,
     id: ContainerId,
@@ -254,7 +256,8 @@ impl Runtime {
         id: &ContainerId,
         bundle: &Path,
     ) -> Self {
-        let binary = find_binary(&options.binary_name);
+        let (name, gpu) = options.binary_and_gpu();
+        let binary = find_binary(name);
         let ours = binary
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with("holdfast"));
@@ -271,6 +274,7 @@ impl Runtime {
             },
             root: root.join(namespace.as_str()),
             systemd_cgroup: options.systemd_cgroup,
+            gpu: gpu.filter(|_| ours).map(str::to_owned),
             bundle: bundle.to_owned(),
             namespace: namespace.to_string(),
             id: id.clone(),
@@ -293,6 +297,9 @@ impl Runtime {
             .args(["--log-format", "json"]);
         if self.systemd_cgroup {
             command.arg("--systemd-cgroup");
+        }
+        if let Some(gpu) = self.gpu.as_deref().filter(|_| call.verb == "create") {
+            command.args(["--gpu", gpu]);
         }
         command
             .arg(call.verb)
