@@ -37,6 +37,8 @@ pub(crate) struct CommandLine {
     pub(crate) bundle: Option<PathBuf>,
     /// `-debug`.
     pub(crate) debug: bool,
+    /// `-resume`: the slate of the image before, for the server; see [`crate::resume`].
+    pub(crate) resume: Option<i32>,
 }
 
 /// A command line that cannot be acted on.
@@ -67,6 +69,7 @@ impl CommandLine {
             address: String::new(),
             bundle: None,
             debug: false,
+            resume: None,
         };
         let mut special = None;
         let mut word = None;
@@ -106,6 +109,7 @@ impl CommandLine {
                     | "id"
                     | "address"
                     | "bundle"
+                    | "resume"
                     | "publish-binary"
                     | "socket"
                     | "debug-socket"
@@ -131,6 +135,7 @@ impl CommandLine {
                 "id" => line.id = value,
                 "address" => line.address = value,
                 "bundle" => line.bundle = Some(value.into()),
+                "resume" => line.resume = value.parse().ok(),
                 _ => {}
             }
         }

@@ -15,6 +15,7 @@ mod options;
 mod outbox;
 mod publisher;
 mod reaper;
+mod resume;
 mod rootfs;
 mod runtime;
 mod server;

@@ -159,6 +159,23 @@ impl Publisher {
         self.attend(journal);
     }
 
+    /// Goes on with what earlier images of this shim have left of containers whose bundles are gone.
+    pub(crate) fn resume_left(&self) {
+        let Some(folder) = &self.folder else {
+            return;
+        };
+        let own = format!(".{}-", std::process::id());
+        for path in outbox::files(folder) {
+            if !path.to_string_lossy().contains(&own) {
+                continue;
+            }
+            match BundleJournal::open(&path, |_| {}) {
+                Ok(journal) => self.resume(&Arc::new(Mutex::new(journal))),
+                Err(error) => log::error!("{}", chain(&error)),
+            }
+        }
+    }
+
     /// Sees to it that the container's last events outlive its bundle; before Delete is answered.
     pub(crate) fn bundle_goes(&self, container: &ContainerId, journal: &SharedJournal) {
         let Some(folder) = &self.folder else {

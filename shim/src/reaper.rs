@@ -20,13 +20,17 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use holdfast_record::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+
+use crate::resume::inherited::Inherited;
+use crate::resume::{self};
 
 use crate::sys::{self, ChildEnd, ChildSetup, Children};
 use crate::task::state::Ended;
@@ -42,7 +46,49 @@ pub(crate) struct Process {
     pidfd: Option<OwnedFd>,
 }
 
+/// A process as the slate has it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ProcessRecord {
+    /// Its pid.
+    pub(crate) pid: u32,
+    /// The number of its pidfd.
+    fd: Option<i32>,
+}
+
+impl ProcessRecord {
+    /// One that is not registered yet.
+    pub(crate) fn new(pid: u32, fd: Option<i32>) -> Self {
+        Self { pid, fd }
+    }
+
+    /// The process again, in the next image.
+    pub(crate) fn restore(&self, inherited: &mut Inherited) -> Process {
+        Process {
+            pid: self.pid,
+            pidfd: self.fd.and_then(|number| {
+                inherited
+                    .descriptor(number)
+                    .inspect_err(|error| log::error!("pidfd of process {}: {error}", self.pid))
+                    .ok()
+            }),
+        }
+    }
+}
+
 impl Process {
+    /// Its pid and its pidfd.
+    pub(crate) fn into_parts(self) -> (u32, Option<OwnedFd>) {
+        (self.pid, self.pidfd)
+    }
+
+    /// For the slate.
+    pub(crate) fn record(&self) -> ProcessRecord {
+        ProcessRecord {
+            pid: self.pid,
+            fd: self.pidfd.as_ref().map(AsRawFd::as_raw_fd),
+        }
+    }
+
     /// Its pid in our pid namespace.
     pub(crate) fn pid(&self) -> u32 {
         self.pid
@@ -90,6 +136,8 @@ pub(crate) struct Child {
 struct Watched {
     process: Arc<Process>,
     tell: oneshot::Sender<Ended>,
+    /// Whether the next image has to know its end.
+    kept: bool,
 }
 
 #[derive(Debug, Default)]
@@ -132,11 +180,23 @@ impl Reaper {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a child and registers it.
+    /// Starts a child and registers it. Its end is forgotten with this image.
     ///
     /// # Errors
     /// As [`Command::spawn`].
-    pub(crate) fn spawn(&self, mut command: Command, setup: ChildSetup) -> io::Result<Child> {
+    pub(crate) fn spawn(&self, command: Command, setup: ChildSetup) -> io::Result<Child> {
+        self.start(command, setup, false)
+    }
+
+    /// As [`Reaper::spawn`]; its end is kept for the next image until [`forget_end`].
+    ///
+    /// # Errors
+    /// As [`Command::spawn`].
+    pub(crate) fn spawn_kept(&self, command: Command, setup: ChildSetup) -> io::Result<Child> {
+        self.start(command, setup, true)
+    }
+
+    fn start(&self, mut command: Command, setup: ChildSetup, kept: bool) -> io::Result<Child> {
         sys::prepare_child(&mut command, setup);
         let mut child = command.spawn()?;
         let pid = child.id();
@@ -144,10 +204,10 @@ impl Reaper {
         let pidfd = sys::pidfd_open(pid).inspect_err(|_| {
             let _ = child.kill();
         })?;
-        Ok(self.watch(pid, pidfd))
+        Ok(self.watch(pid, pidfd, kept))
     }
 
-    fn watch(&self, pid: u32, pidfd: OwnedFd) -> Child {
+    fn watch(&self, pid: u32, pidfd: OwnedFd, kept: bool) -> Child {
         let process = Arc::new(Process {
             pid,
             pidfd: Some(pidfd),
@@ -156,8 +216,58 @@ impl Reaper {
         let watched = Watched {
             process: Arc::clone(&process),
             tell,
+            kept,
         };
         self.table().watched.insert(process.pid, watched);
+        Child { process, ended }
+    }
+
+    /// Takes over what the image before has reaped and not made anything of.
+    pub(crate) fn restore(&self, inherited: &mut Inherited) {
+        let mut table = self.table();
+        for (pid, end) in inherited.all("end/") {
+            match (pid.parse(), serde_json::from_slice(&end)) {
+                (Ok(pid), Ok(ended)) => table.early.push((pid, ended)),
+                (_, error) => log::error!("the end of process {pid} cannot be read: {error:?}"),
+            }
+        }
+    }
+
+    /// Forgets the ends that nobody has asked for after the restoration.
+    pub(crate) fn restored(&self) {
+        let mut table = self.table();
+        if table.launches == 0 {
+            for (pid, _) in std::mem::take(&mut table.early) {
+                forget_end(pid);
+            }
+        }
+    }
+
+    /// Waits on for a child of the image before; `kept`: see [`Reaper::spawn_kept`].
+    pub(crate) fn watch_again(&self, process: Arc<Process>, kept: bool) -> Child {
+        let (tell, ended) = oneshot::channel();
+        let mut table = self.table();
+        match table.early.iter().rposition(|(pid, _)| *pid == process.pid) {
+            Some(index) => {
+                let (_, end) = table.early.remove(index);
+                let _ = tell.send(end);
+            }
+            None => {
+                let is_ours = process.pidfd.as_ref().is_some_and(|pidfd| {
+                    sys::wait_child(Children::Pidfd(pidfd.as_fd()), true).is_ok()
+                });
+                if !is_ours {
+                    // Reaped by the image before, which had no use for its end: the dropped sender says so.
+                    return Child { process, ended };
+                }
+                let watched = Watched {
+                    process: Arc::clone(&process),
+                    tell,
+                    kept,
+                };
+                table.watched.insert(process.pid, watched);
+            }
+        }
         Child { process, ended }
     }
 
@@ -190,6 +300,8 @@ impl Reaper {
 
     /// Reaps one child that is known to have ended; false when that failed.
     fn reap(&self, end: ChildEnd) -> bool {
+        // What is reaped is gone from the kernel: in the same step it is on the slate.
+        let _step = resume::step();
         let mut table = self.table();
         let ended = Ended {
             status: end.status,
@@ -210,13 +322,17 @@ impl Reaper {
         match table.watched.remove(&end.pid) {
             // Nobody listens any more: the launch of it was given up.
             Some(watched) => {
-                let _ = watched.tell.send(ended);
+                if watched.tell.send(ended).is_ok() && watched.kept {
+                    resume::put_json(&end_key(end.pid), &ended);
+                }
             }
             None if table.launches > 0 => {
                 if table.early.len() >= MAX_EARLY {
                     log::warn!("reap: over {MAX_EARLY} unknown children ended during one launch");
-                    table.early.remove(0);
+                    let (pid, _) = table.early.remove(0);
+                    forget_end(pid);
                 }
+                resume::put_json(&end_key(end.pid), &ended);
                 table.early.push((end.pid, ended));
             }
             None => log::debug!("reaped the orphan {} ({})", end.pid, end.status),
@@ -249,7 +365,7 @@ impl Launch {
                         sys::pidfd_open(pid).map_err(|source| AdoptError::Wait { pid, source })?
                     }
                 };
-                let child = self.reaper.watch(pid, pidfd);
+                let child = self.reaper.watch(pid, pidfd, true);
                 // It may have ended before it was in the table, with its SIGCHLD spent.
                 self.reaper.sweep();
                 Ok(child)
@@ -284,8 +400,22 @@ impl Drop for Launch {
         let mut table = self.reaper.table();
         table.launches -= 1;
         if table.launches == 0 {
-            table.early = Vec::new();
+            let _step = resume::step();
+            for (pid, _) in std::mem::take(&mut table.early) {
+                forget_end(pid);
+            }
         }
+    }
+}
+
+fn end_key(pid: u32) -> String {
+    format!("end/{pid}")
+}
+
+/// Somebody has made something of this end, and that is on the slate.
+pub(crate) fn forget_end(pid: u32) {
+    if resume::is_on() {
+        resume::remove(&end_key(pid));
     }
 }
 

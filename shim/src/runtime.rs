@@ -19,8 +19,14 @@ use holdfast_record::{ContainerId, Deadline, ExitStatus, Namespace, Reason, Sign
 use crate::fault::{Fault, chain};
 use crate::look::describe;
 use crate::options::Options;
-use crate::reaper::{AdoptError, Child, Launch, Reaper};
+use crate::reaper::{AdoptError, Child, Launch, ProcessRecord, Reaper, forget_end};
+use crate::resume::inherited::Inherited;
+use crate::resume::{self, image};
+use crate::stdio::console::{ConsoleRecord, ConsoleSocket};
 use crate::sys::{self, ChildSetup};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use tokio::io::unix::AsyncFd;
 
 /// Where `holdfast` keeps its state when the options say nothing.
 const HOLDFAST_ROOT: &str = "/run/holdfast";
@@ -197,6 +203,10 @@ pub(crate) struct Call {
     pub(crate) stdio: ChildStdio,
     /// How long it may take.
     pub(crate) limit: Duration,
+    /// As what it is kept for the next image ([`job_key`]); none: it is done again by whoever needs it.
+    pub(crate) kept: Option<String>,
+    /// Where its terminal comes from, for the next image.
+    pub(crate) console: Option<ConsoleRecord>,
 }
 
 impl Call {
@@ -207,7 +217,15 @@ impl Call {
             arguments: Vec::new(),
             stdio: ChildStdio::default(),
             limit,
+            kept: None,
+            console: None,
         }
+    }
+
+    /// Keeps it for the next image.
+    pub(crate) fn kept(mut self, what: impl Into<String>) -> Self {
+        self.kept = Some(what.into());
+        self
     }
 
     /// Adds an argument.
@@ -248,6 +266,142 @@ pub(crate) fn delete_arguments(
     )
 }
 
+/// A runtime at work, as the slate has it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Job {
+    verb: String,
+    child: ProcessRecord,
+    log: PathBuf,
+    /// When its time is over, milliseconds since 1970.
+    until: u64,
+    /// Our end of the barrier.
+    socket: Option<i32>,
+    pid_file: PathBuf,
+    /// The process it has made.
+    registered: Option<ProcessRecord>,
+    /// Whether it knows that we know.
+    acknowledged: bool,
+    failed: Option<String>,
+    #[serde(default)]
+    reason: Option<Box<Reason>>,
+    ended: Option<ExitStatus>,
+    /// Where the terminal comes from.
+    pub(crate) console: Option<ConsoleRecord>,
+}
+
+/// A job of the image before.
+#[derive(Debug)]
+pub(crate) struct RestoredJob {
+    key: String,
+    job: Job,
+    child: Option<Child>,
+    socket: Option<OwnedFd>,
+    registered: Option<(u32, Option<OwnedFd>)>,
+    /// See [`Job`].
+    pub(crate) console: Option<ConsoleSocket>,
+    /// The terminal, if it has come.
+    pub(crate) master: Option<OwnedFd>,
+    launch: Option<Launch>,
+}
+
+impl RestoredJob {
+    /// The job under `key`, if the image before has begun it. `owned`: the process it has made is known to its
+    /// owner already.
+    pub(crate) fn take(
+        key: &str,
+        owned: bool,
+        reaper: &Arc<Reaper>,
+        inherited: &mut Inherited,
+    ) -> Option<Self> {
+        let job: Job = inherited.json(key)?;
+        let master = inherited.bytes(&format!("{key}#master")).and_then(|bytes| {
+            bytes
+                .first_chunk::<4>()
+                .map(|four| i32::from_le_bytes(*four))
+        });
+        let child = match job.ended {
+            Some(_) => None,
+            None => Some(reaper.watch_again(Arc::new(job.child.restore(inherited)), true)),
+        };
+        let mut descriptor = |number: Option<i32>| {
+            number.and_then(|number| {
+                inherited
+                    .descriptor(number)
+                    .inspect_err(|error| log::error!("{key}: descriptor {number}: {error}"))
+                    .ok()
+            })
+        };
+        let socket = descriptor(job.socket);
+        let master = descriptor(master);
+        let registered = match &job.registered {
+            // Its descriptor came with the owner's own record.
+            Some(process) if owned => Some((process.pid, None)),
+            Some(process) => {
+                let process = process.restore(inherited);
+                Some(process.into_parts())
+            }
+            None => None,
+        };
+        let console = job
+            .console
+            .as_ref()
+            .filter(|_| master.is_none())
+            .and_then(|console| console.restore(inherited));
+        Some(Self {
+            key: key.to_owned(),
+            job,
+            child,
+            socket,
+            registered,
+            console,
+            master,
+            launch: Some(reaper.launch()),
+        })
+    }
+}
+
+/// What is kept of a call while it goes on; nothing where no next image will ask.
+#[derive(Debug)]
+struct Kept {
+    key: Option<String>,
+    job: Option<Job>,
+}
+
+impl Kept {
+    fn change(&mut self, change: impl FnOnce(&mut Job)) {
+        if let (Some(key), Some(job)) = (&self.key, &mut self.job) {
+            change(job);
+            resume::put_json(key, job);
+        }
+    }
+
+    /// The runtime has ended.
+    fn ended(&mut self, pid: u32, status: ExitStatus) {
+        let _step = resume::step();
+        self.change(|job| job.ended = Some(status));
+        forget_end(pid);
+    }
+}
+
+/// Where a container's job lies; `what` is its verb, for an exec with the process' id.
+pub(crate) fn job_key(container: &ContainerId, what: &str) -> String {
+    format!("job/{container}/{what}")
+}
+
+fn now_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+}
+
+/// What a verb's name is in this program.
+fn verb_of(text: &str) -> &'static str {
+    ["create", "start", "exec", "delete", "checkpoint"]
+        .into_iter()
+        .find(|verb| *verb == text)
+        .unwrap_or("runtime")
+}
+
 impl Runtime {
     /// The runtime that `options` name, for one container.
     pub(crate) fn new(
@@ -280,6 +434,21 @@ impl Runtime {
             id: id.clone(),
             binary,
         }
+    }
+
+    /// A terminal has come for a job: in this step it is on the slate.
+    pub(crate) fn keep_master(&self, what: &str, master: &OwnedFd) {
+        let key = job_key(&self.id, what);
+        if resume::has(&key) {
+            resume::put(&format!("{key}#master"), &master.as_raw_fd().to_le_bytes());
+        }
+    }
+
+    /// Forgets a job: somebody has made something of its end.
+    pub(crate) fn forget(&self, what: &str) {
+        let key = job_key(&self.id, what);
+        resume::remove(&key);
+        resume::remove(&format!("{key}#master"));
     }
 
     /// Whether it has the verb `checkpoint`.
@@ -327,7 +496,9 @@ impl Runtime {
     fn log_path(&self, verb: &str) -> PathBuf {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        self.bundle.join(format!("{verb}-{number}.log.json"))
+        let image = image::number();
+        self.bundle
+            .join(format!("{verb}-{image}-{number}.log.json"))
     }
 
     /// Runs a verb that makes no process.
@@ -343,12 +514,75 @@ impl Runtime {
             ..ChildSetup::default()
         };
         let result = async {
-            let mut working = self.spawn(reaper, command, setup)?;
+            let mut working = self.spawn(reaper, command, setup, &call, &log, None)?;
             let deadline = Deadline::after(call.limit, call.verb);
             let status = finish(&mut working, &deadline, call.verb).await?;
             self.judge(call.verb, status, &log, None, None)
         }
         .await;
+        let _ = std::fs::remove_file(&log);
+        result
+    }
+
+    /// Goes on with a [`Runtime::run`] of the image before.
+    ///
+    /// # Errors
+    /// As that.
+    pub(crate) async fn run_on(&self, restored: RestoredJob) -> Result<(), RuntimeError> {
+        let verb = verb_of(&restored.job.verb);
+        let log = restored.job.log.clone();
+        let (mut working, deadline) = Working::again(restored);
+        let result = match finish(&mut working, &deadline, verb).await {
+            Ok(status) => self.judge(verb, status, &log, None, None),
+            Err(error) => Err(error),
+        };
+        let _ = std::fs::remove_file(&log);
+        result
+    }
+
+    /// Goes on with a [`Runtime::make`] of the image before.
+    ///
+    /// # Errors
+    /// As that.
+    pub(crate) async fn make_on<F>(
+        &self,
+        mut restored: RestoredJob,
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), RuntimeError>
+    where
+        F: Future<Output = bool>,
+    {
+        let verb = verb_of(&restored.job.verb);
+        let log = restored.job.log.clone();
+        let pid_file = restored.job.pid_file.clone();
+        let (socket, registered, launch) = (
+            restored.socket.take(),
+            restored.registered.take(),
+            restored.launch.take(),
+        );
+        let Some(launch) = launch else {
+            return Err(RuntimeError::GivenUp { verb });
+        };
+        let (working, deadline) = Working::again(restored);
+        let result = match socket {
+            Some(socket) => {
+                let at = Attending {
+                    working,
+                    socket,
+                    launch: &launch,
+                    verb,
+                    log: &log,
+                    deadline: &deadline,
+                };
+                self.attend(at, registered, &register).await
+            }
+            None => {
+                self.await_pid_file(
+                    working, &launch, verb, &log, &deadline, &pid_file, &register,
+                )
+                .await
+            }
+        };
         let _ = std::fs::remove_file(&log);
         result
     }
@@ -378,8 +612,10 @@ impl Runtime {
         let deadline = Deadline::after(call.limit, verb);
         let result = match self.flavour {
             Flavour::Holdfast => {
-                self.make_behind_barrier(reaper, command, &launch, verb, &log, &deadline, &register)
-                    .await
+                self.make_behind_barrier(
+                    reaper, command, &launch, &call, pid_file, &log, &deadline, &register,
+                )
+                .await
             }
             Flavour::Foreign => {
                 async {
@@ -388,22 +624,12 @@ impl Runtime {
                         own_group: true,
                         ..ChildSetup::default()
                     };
-                    let mut working = self.spawn(reaper, command, setup)?;
-                    let status = finish(&mut working, &deadline, verb).await?;
-                    self.judge(verb, status, &log, None, None)?;
-                    let pid = read_pid(pid_file).map_err(|source| RuntimeError::NoPid {
-                        verb,
-                        path: pid_file.to_owned(),
-                        source,
-                    })?;
-                    let child = launch
-                        .adopt(pid, None)
-                        .map_err(|source| RuntimeError::Adopt { verb, source })?;
-                    if register(child).await {
-                        Ok(())
-                    } else {
-                        Err(RuntimeError::GivenUp { verb })
-                    }
+                    let working =
+                        self.spawn(reaper, command, setup, &call, &log, Some((None, pid_file)))?;
+                    self.await_pid_file(
+                        working, &launch, verb, &log, &deadline, pid_file, &register,
+                    )
+                    .await
                 }
                 .await
             }
@@ -412,13 +638,46 @@ impl Runtime {
         result
     }
 
+    /// The rest of `make` with a runtime that names the pid in a file.
+    #[allow(clippy::too_many_arguments)] // one step of `make`, split for length only
+    async fn await_pid_file<F>(
+        &self,
+        mut working: Working,
+        launch: &Launch,
+        verb: &'static str,
+        log: &Path,
+        deadline: &Deadline,
+        pid_file: &Path,
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), RuntimeError>
+    where
+        F: Future<Output = bool>,
+    {
+        let status = finish(&mut working, deadline, verb).await?;
+        self.judge(verb, status, log, None, None)?;
+        let pid = read_pid(pid_file).map_err(|source| RuntimeError::NoPid {
+            verb,
+            path: pid_file.to_owned(),
+            source,
+        })?;
+        let child = launch
+            .adopt(pid, None)
+            .map_err(|source| RuntimeError::Adopt { verb, source })?;
+        if register(child).await {
+            Ok(())
+        } else {
+            Err(RuntimeError::GivenUp { verb })
+        }
+    }
+
     #[allow(clippy::too_many_arguments)] // one step of `make`, split for length only
     async fn make_behind_barrier<F>(
         &self,
         reaper: &Arc<Reaper>,
         mut command: Command,
         launch: &Launch,
-        verb: &'static str,
+        call: &Call,
+        pid_file: &Path,
         log: &Path,
         deadline: &Deadline,
         register: impl Fn(Child) -> F,
@@ -427,6 +686,7 @@ impl Runtime {
         F: Future<Output = bool>,
     {
         use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+        let verb = call.verb;
         let broken = |source: io::Error| RuntimeError::Barrier { verb, source };
         let (ours, theirs) = socketpair(
             AddressFamily::Unix,
@@ -443,29 +703,75 @@ impl Runtime {
             parent_death_signal: Some(libc::SIGKILL),
             own_group: true,
         };
-        let mut working = self.spawn(reaper, command, setup)?;
-        let socket = sys::watch(ours, tokio::io::Interest::READABLE).map_err(broken)?;
-        let mut failed = None;
-        let mut reason = None;
-        let mut ended = None;
-        let mut registered = false;
+        let barrier = Some((Some(ours.as_raw_fd()), pid_file));
+        let working = self.spawn(reaper, command, setup, call, log, barrier)?;
+        let at = Attending {
+            working,
+            socket: ours,
+            launch,
+            verb,
+            log,
+            deadline,
+        };
+        self.attend(at, None, &register).await
+    }
+
+    /// The shim's side of the barrier, to the end of the runtime. `early`: a process that it has
+    /// registered in the image before, whose descriptor is none if the owner knows it already.
+    async fn attend<F>(
+        &self,
+        at: Attending<'_>,
+        early: Option<(u32, Option<OwnedFd>)>,
+        register: &impl Fn(Child) -> F,
+    ) -> Result<(), RuntimeError>
+    where
+        F: Future<Output = bool>,
+    {
+        let Attending {
+            mut working,
+            socket,
+            launch,
+            verb,
+            log,
+            deadline,
+        } = at;
+        let broken = |source: io::Error| RuntimeError::Barrier { verb, source };
+        let socket = sys::watch(socket, tokio::io::Interest::READABLE).map_err(broken)?;
+        let mut failed = working.kept.job.as_ref().and_then(|job| job.failed.clone());
+        let mut registered = early.is_some();
+        if let Some((pid, pidfd)) = early {
+            if let Some(pidfd) = pidfd {
+                let made = launch
+                    .adopt(pid, Some(pidfd))
+                    .map_err(|source| RuntimeError::Adopt { verb, source })?;
+                if !register(made).await {
+                    drop(socket);
+                    let _ = finish(&mut working, deadline, verb).await;
+                    return Err(RuntimeError::GivenUp { verb });
+                }
+            }
+            working.acknowledge(&socket, verb);
+        }
+        let mut reason = working.kept.job.as_ref().and_then(|job| job.reason.clone());
+        let mut ended = working.kept.job.as_ref().and_then(|job| job.ended);
         let mut buffer = vec![0u8; barrier::MAX_FRAME];
         loop {
             let received = if ended.is_some() {
                 // All its frames are here; end of file may be long in coming if a child of
                 // it holds the socket, too.
-                sys::receive_with_fd(socket.get_ref().as_fd(), &mut buffer)
+                working.receive(socket.get_ref().as_fd(), &mut buffer)
             } else {
+                let kept = &mut working.kept;
                 tokio::select! {
                     biased;
                     received = socket.async_io(tokio::io::Interest::READABLE, |fd| {
-                        sys::receive_with_fd(fd.as_fd(), &mut buffer)
+                        receive(kept, fd.as_fd(), &mut buffer)
                     }) => received,
                     () = tokio::time::sleep(deadline.remaining()) => {
                         return Err(overdue(&working, deadline, verb).await);
                     }
-                    status = working.end(verb) => {
-                        ended = Some(status?);
+                    status = end_of(&mut working.child, verb) => {
+                        ended = Some(working.has_ended(status?));
                         continue;
                     }
                 }
@@ -492,17 +798,16 @@ impl Runtime {
                         return Err(RuntimeError::GivenUp { verb });
                     }
                     registered = true;
-                    let sent = nix::sys::socket::send(
-                        socket.get_ref().as_raw_fd(),
-                        &[barrier::ACK],
-                        nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
-                    );
-                    if let Err(errno) = sent {
-                        log::debug!("{verb}: the runtime ended at the barrier: {errno}");
-                    }
+                    working.acknowledge(&socket, verb);
                 }
-                Ok(Frame::Failed { text }) => failed = Some(text),
-                Ok(Frame::Reason(told)) => reason = Some(told),
+                Ok(Frame::Failed { text }) => {
+                    working.kept.change(|job| job.failed = Some(text.clone()));
+                    failed = Some(text);
+                }
+                Ok(Frame::Reason(told)) => {
+                    working.kept.change(|job| job.reason = Some(told.clone()));
+                    reason = Some(told);
+                }
                 Err(error) => log::warn!("{verb}: a frame of the runtime: {error}"),
             }
         }
@@ -521,21 +826,50 @@ impl Runtime {
         }
     }
 
+    /// Starts a runtime; `make` is our end of the barrier, if there is one, and the pid file.
     fn spawn(
         &self,
         reaper: &Reaper,
         command: Command,
         setup: ChildSetup,
+        call: &Call,
+        log: &Path,
+        make: Option<(Option<i32>, &Path)>,
     ) -> Result<Working, RuntimeError> {
-        let child = reaper
-            .spawn(command, setup)
-            .map_err(|source| RuntimeError::Spawn {
-                binary: self.binary.clone(),
-                source,
-            })?;
+        // A child that is started is on the slate in the same step.
+        let _step = resume::step();
+        let started = if call.kept.is_some() {
+            reaper.spawn_kept(command, setup)
+        } else {
+            reaper.spawn(command, setup)
+        };
+        let child = started.map_err(|source| RuntimeError::Spawn {
+            binary: self.binary.clone(),
+            source,
+        })?;
+        let (socket, pid_file) = make.unzip();
+        let mut kept = Kept {
+            job: call.kept.as_ref().map(|_| Job {
+                verb: call.verb.to_owned(),
+                child: child.process.record(),
+                log: log.to_owned(),
+                until: now_ms() + u64::try_from(call.limit.as_millis()).unwrap_or(u64::MAX / 2),
+                socket: socket.flatten(),
+                pid_file: pid_file.map(Path::to_owned).unwrap_or_default(),
+                registered: None,
+                acknowledged: false,
+                failed: None,
+                reason: None,
+                ended: None,
+                console: call.console.clone(),
+            }),
+            key: call.kept.as_ref().map(|what| job_key(&self.id, what)),
+        };
+        kept.change(|_| {});
         Ok(Working {
-            child,
-            ended: false,
+            child: Some(child),
+            ended: None,
+            kept,
         })
     }
 
@@ -578,30 +912,126 @@ fn set_blocking(fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// What the shim's side of the barrier needs.
+struct Attending<'a> {
+    working: Working,
+    socket: OwnedFd,
+    launch: &'a Launch,
+    verb: &'static str,
+    log: &'a Path,
+    deadline: &'a Deadline,
+}
+
+/// Receives a frame; a process that comes with it is on the slate in the same step.
+fn receive(
+    kept: &mut Kept,
+    socket: std::os::fd::BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<sys::Received> {
+    let _step = resume::step();
+    let received = sys::receive_with_fd(socket, buffer)?;
+    if let Ok(Frame::Registered { pid }) =
+        Frame::decode(buffer.get(..received.len).unwrap_or_default())
+    {
+        let process = ProcessRecord::new(pid, received.fd.as_ref().map(AsRawFd::as_raw_fd));
+        kept.change(|job| job.registered = Some(process));
+    }
+    Ok(received)
+}
+
 /// A runtime at work. Dropped before its end it is killed with all it started: the one who
 /// waited for it has been given up.
 #[derive(Debug)]
 struct Working {
-    child: Child,
-    ended: bool,
+    /// None: it had ended in the image before.
+    child: Option<Child>,
+    ended: Option<ExitStatus>,
+    kept: Kept,
+}
+
+/// The end of a runtime.
+async fn end_of(child: &mut Option<Child>, verb: &'static str) -> Result<ExitStatus, RuntimeError> {
+    match child {
+        // The reaper tells every end; a closed channel means that it was told before.
+        Some(child) => (&mut child.ended)
+            .await
+            .map(|ended| ended.status)
+            .map_err(|_| RuntimeError::GivenUp { verb }),
+        None => Err(RuntimeError::GivenUp { verb }),
+    }
 }
 
 impl Working {
+    /// Of the image before.
+    fn again(restored: RestoredJob) -> (Self, Deadline) {
+        let RestoredJob {
+            key, job, child, ..
+        } = restored;
+        let verb = verb_of(&job.verb);
+        let left = Duration::from_millis(job.until.saturating_sub(now_ms()));
+        let working = Self {
+            child,
+            ended: job.ended,
+            kept: Kept {
+                key: Some(key),
+                job: Some(job),
+            },
+        };
+        (working, Deadline::after(left, verb))
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, |child| child.process.pid())
+    }
+
     /// Its end.
     async fn end(&mut self, verb: &'static str) -> Result<ExitStatus, RuntimeError> {
-        // The reaper tells every end; a closed channel means that it was told before.
-        let ended = (&mut self.child.ended)
-            .await
-            .map_err(|_| RuntimeError::GivenUp { verb })?;
-        self.ended = true;
-        Ok(ended.status)
+        if let Some(status) = self.ended {
+            return Ok(status);
+        }
+        let status = end_of(&mut self.child, verb).await?;
+        Ok(self.has_ended(status))
+    }
+
+    fn has_ended(&mut self, status: ExitStatus) -> ExitStatus {
+        self.kept.ended(self.pid(), status);
+        self.ended = Some(status);
+        status
+    }
+
+    /// See [`receive`].
+    fn receive(
+        &mut self,
+        socket: std::os::fd::BorrowedFd<'_>,
+        buffer: &mut [u8],
+    ) -> io::Result<sys::Received> {
+        receive(&mut self.kept, socket, buffer)
+    }
+
+    /// Lets the process run that the runtime has made; once.
+    fn acknowledge(&mut self, socket: &AsyncFd<File>, verb: &str) {
+        let _step = resume::step();
+        if self.kept.job.as_ref().is_some_and(|job| job.acknowledged) {
+            return;
+        }
+        let sent = nix::sys::socket::send(
+            socket.get_ref().as_raw_fd(),
+            &[barrier::ACK],
+            nix::sys::socket::MsgFlags::MSG_NOSIGNAL,
+        );
+        if let Err(errno) = sent {
+            log::debug!("{verb}: the runtime ended at the barrier: {errno}");
+        }
+        self.kept.change(|job| job.acknowledged = true);
     }
 }
 
 impl Drop for Working {
     fn drop(&mut self) {
-        if !self.ended {
-            kill_group(&self.child);
+        if self.ended.is_none()
+            && let Some(child) = &self.child
+        {
+            kill_group(child);
         }
     }
 }
@@ -621,8 +1051,10 @@ async fn finish(
 /// Kills a runtime whose time is over; the error says what it was doing.
 async fn overdue(working: &Working, deadline: &Deadline, verb: &'static str) -> RuntimeError {
     // Before it is killed; afterwards there is nothing to see.
-    let state = describe(working.child.process.pid()).await;
-    kill_group(&working.child);
+    let state = describe(working.pid()).await;
+    if let Some(child) = &working.child {
+        kill_group(child);
+    }
     RuntimeError::Deadline {
         verb,
         limit: deadline.limit(),

@@ -10,18 +10,21 @@ use holdfast_record::ledger::{Kind, Ledger, Record};
 use holdfast_record::logging::{self, Places};
 use holdfast_record::{ContainerId, Namespace, Reason, Timestamp};
 use nix::sys::socket::{getsockopt, sockopt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::cli::CommandLine;
 use crate::handover;
 use crate::publisher::Publisher;
+use crate::resume::image::{self, Begun};
+use crate::resume::{self};
 use crate::service::TaskService;
 use crate::sys;
 use crate::task::Shim;
 use crate::task::scribe::Scribe;
-use crate::wire::server::serve;
+use crate::wire::server::{Connection, contain, serve_connection};
 
 /// Where `start` leaves the listening socket.
 pub(crate) const LISTENER_FD: i32 = 3;
@@ -34,6 +37,10 @@ pub(crate) const IDENTIFIER: &str = "containerd-shim-holdfast-v2";
 fn flush_limit() -> Duration {
     limit_from_env("FLUSH", Duration::from_secs(150))
 }
+/// Exit status after a panic that nothing contains and no image survives.
+const PANICKED: i32 = 101;
+/// On the slate: the shim is ending, and only has to tell what is left.
+const CLOSING: &str = "closing";
 /// How long a blocking thread stays for the next piece of work.
 const IDLE_THREAD: Duration = Duration::from_millis(100);
 
@@ -63,6 +70,8 @@ pub(crate) fn step(step: &'static str) -> impl FnOnce(std::io::Error) -> ServerE
 /// # Errors
 /// [`ServerError`] when it cannot begin.
 pub(crate) fn run(line: &CommandLine) -> Result<(), ServerError> {
+    // First of all: what is open now was left by the image before.
+    let begun = image::begin(line.resume);
     let places = Places::default();
     let sink = logging::stderr_to_journal(IDENTIFIER, &places);
     let level = if line.debug {
@@ -91,37 +100,60 @@ pub(crate) fn run(line: &CommandLine) -> Result<(), ServerError> {
     if let Err(error) = logging::serve_fifo(Path::new("log")) {
         log::debug!("no log fifo: {error}");
     }
+    let begun = begun.map_err(step("go on from where the image before has ended"))?;
+    if begun.inherited.is_some() {
+        // execve(2) of a descriptor has named the process after its number.
+        let _ = nix::sys::prctl::set_name(c"containerd-shim");
+    }
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|errno| step("become subreaper")(errno.into()))?;
     let listener = sys::take_inherited(LISTENER_FD)
         .map_err(step("take the listening socket from descriptor 3"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder
         .enable_io()
         .enable_time()
         .thread_keep_alive(IDLE_THREAD)
-        .max_blocking_threads(64)
-        .build()
-        .map_err(step("start the event loop"))?;
-    let result = runtime.block_on(serve_containers(namespace, listener.into(), places));
+        .max_blocking_threads(64);
+    image::watch_loop(&mut builder);
+    let runtime = builder.build().map_err(step("start the event loop"))?;
+    let serving = serve_containers(namespace, id, listener.into(), places, begun);
+    let result = runtime.block_on(vital(serving));
     // A blocking thread may hang in umount(2) for ever.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
+/// Runs what the shim cannot do without: a panic in it is the end of this image.
+async fn vital<F: Future>(future: F) -> F::Output {
+    match contain(future).await {
+        Ok(output) => output,
+        Err(panic) => {
+            let incident = logging::take_incident().unwrap_or_default();
+            log::error!("incident {incident}: the shim cannot go on in this image: {panic}");
+            image::end_by_panic(&incident);
+            std::process::exit(PANICKED);
+        }
+    }
+}
+
 async fn serve_containers(
     namespace: Namespace,
+    id: ContainerId,
     listener: std::os::unix::net::UnixListener,
     places: Places,
+    begun: Begun,
 ) -> Result<(), ServerError> {
     listener
         .set_nonblocking(true)
         .map_err(step("set up the listening socket"))?;
-    let listener = UnixListener::from_std(listener).map_err(step("watch the listening socket"))?;
+    let listener = sys::watch_listener(listener).map_err(step("watch the listening socket"))?;
     let mut children = signal(SignalKind::child()).map_err(step("handle SIGCHLD"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(step("handle SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(step("handle SIGINT"))?;
     let mut user = signal(SignalKind::user_defined1()).map_err(step("handle SIGUSR1"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(step("handle SIGHUP"))?;
+    image::let_signals_in();
 
     let publisher = Arc::new(Publisher::new(namespace.clone(), events_address()));
     let scribe = Arc::new(Scribe::new(places));
@@ -134,13 +166,47 @@ async fn serve_containers(
     ));
     let shutdown = Arc::new(Notify::new());
     let service = Arc::new(TaskService::new(Arc::clone(&shim), Arc::clone(&shutdown)));
+    let Begun {
+        inherited,
+        before,
+        probe,
+    } = begun;
+    let mut closing = false;
+    if let Some(mut inherited) = inherited {
+        let _step = resume::step();
+        inherited.owned(LISTENER_FD);
+        let restored = shim.restore(&mut inherited);
+        let connections = Connection::restore(&mut inherited);
+        closing = inherited.bytes(CLOSING).is_some();
+        inherited.close_rest();
+        publisher.resume_left();
+        shim.begin(restored);
+        for connection in connections {
+            serve(connection, Arc::clone(&service));
+        }
+        // Whoever has ended meanwhile has sent its signal to nobody.
+        shim.reaper.sweep();
+    }
+    if let Some(before) = before {
+        log::warn!("{}", before.sentence());
+        let (scribe, namespace) = (Arc::clone(&scribe), shim.namespace.clone());
+        // Names for its addresses are sought in the program's file, which takes a while.
+        tokio::task::spawn_blocking(move || {
+            if let Some(record) = before.record(&namespace, &id) {
+                scribe.write_now(&record);
+            }
+        });
+    }
+    if let Some(probe) = probe {
+        tokio::spawn(image::answer_watchdog(probe));
+    }
     let publishing = Arc::clone(&publisher);
-    let publishing = tokio::spawn(async move { publishing.run().await });
-    let accepting = tokio::spawn(accept(listener, service));
+    let publishing = tokio::spawn(vital(async move { publishing.run().await }));
+    let accepting = tokio::spawn(vital(accept(listener, service)));
     log::info!("serving, version {}", env!("CARGO_PKG_VERSION"));
 
     let count = shim.count();
-    loop {
+    while !(closing && shim.close()) {
         tokio::select! {
             Some(()) = children.recv() => shim.reaper.sweep(),
             // A container may have come since it was asked for.
@@ -151,8 +217,12 @@ async fn serve_containers(
             Some(()) = hangup.recv() => log::debug!("SIGHUP ignored"),
         }
     }
-    // From here on a `start` of this group makes a new shim, and no Create is taken.
-    remove_socket();
+    if !closing {
+        let _step = resume::step();
+        resume::put(CLOSING, &[]);
+        // From here on a `start` of this group makes a new shim, and no Create is taken.
+        remove_socket();
+    }
     accepting.abort();
     let left = publisher.flush(flush_limit()).await;
     if left > 0 {
@@ -190,21 +260,33 @@ fn may_end(name: &str, shim: &Shim) -> bool {
     close
 }
 
-async fn accept(listener: UnixListener, service: Arc<TaskService>) {
+async fn accept(listener: AsyncFd<std::os::unix::net::UnixListener>, service: Arc<TaskService>) {
     loop {
-        match listener.accept().await {
-            Ok((socket, _)) => {
-                if !is_same_user(&socket) {
+        let accepted = {
+            let Ok(mut ready) = listener.readable().await else {
+                return;
+            };
+            // A connection that is accepted and not on the slate would be closed by the next image.
+            let _step = resume::step();
+            match listener.get_ref().accept() {
+                Ok((socket, _)) if is_same_user(&socket) => socket
+                    .set_nonblocking(true)
+                    .and_then(|()| UnixStream::from_std(socket))
+                    .map(|socket| Some(Connection::new(socket))),
+                Ok(_) => {
                     log::warn!("refused a connection of another user");
-                    continue;
+                    Ok(None)
                 }
-                let service = Arc::clone(&service);
-                tokio::spawn(async move {
-                    if let Err(error) = serve(socket, service).await {
-                        log::debug!("a connection ended: {error}");
-                    }
-                });
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    ready.clear_ready();
+                    Ok(None)
+                }
+                Err(error) => Err(error),
             }
+        };
+        match accepted {
+            Ok(Some(connection)) => serve(connection, Arc::clone(&service)),
+            Ok(None) => {}
             Err(error) => {
                 // No descriptors left, as a rule: give the others time to close some.
                 log::error!("accept: {error}");
@@ -214,7 +296,15 @@ async fn accept(listener: UnixListener, service: Arc<TaskService>) {
     }
 }
 
-fn is_same_user(socket: &UnixStream) -> bool {
+fn serve(connection: Connection, service: Arc<TaskService>) {
+    tokio::spawn(async move {
+        if let Err(error) = serve_connection(connection, service).await {
+            log::debug!("a connection ended: {error}");
+        }
+    });
+}
+
+fn is_same_user(socket: &std::os::unix::net::UnixStream) -> bool {
     getsockopt(socket, sockopt::PeerCredentials)
         .is_ok_and(|peer| peer.uid() == nix::unistd::geteuid().as_raw())
 }

@@ -10,6 +10,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp as ProtoTime;
 use containerd_shim_protos::protobuf::{EnumOrUnknown, Message, MessageField};
 use containerd_shim_protos::shim::oci::{self, ProcessDetails};
+use containerd_shim_protos::ttrpc::proto::Code;
 use containerd_shim_protos::types::task::{ProcessInfo, Status as ProtoStatus};
 use holdfast_record::{ContainerId, ExecId};
 use tokio::sync::Notify;
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 use crate::event::proto_time;
 use crate::fault::Fault;
 use crate::options::Options;
+use crate::resume::image;
 use crate::stats;
 use crate::stdio::StdioPaths;
 use crate::task::state::Ended;
@@ -27,6 +29,10 @@ use crate::wire::server::Handler;
 
 /// Both names of the one service.
 const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+/// What a shim serves that fails again and again.
+const FOR_EVERY_SHIM: [&str; 8] = [
+    "Wait", "State", "Kill", "Delete", "Pids", "Stats", "Connect", "Shutdown",
+];
 /// Seconds of the first day of year 1: what Go writes for "no time", and clients expect.
 const NO_TIME: i64 = -62_135_596_800;
 
@@ -416,6 +422,16 @@ impl Handler for TaskService {
             return Err(Fault::unimplemented(format!(
                 "service {service} is not implemented"
             )));
+        }
+        if image::is_degraded() && !FOR_EVERY_SHIM.contains(&method) {
+            return Err(Fault::new(
+                Code::UNAVAILABLE,
+                format!(
+                    "{method}: the shim fails again and again (incident {}); its containers run, but all that is served for now is {}",
+                    image::lives().incident.unwrap_or_default(),
+                    FOR_EVERY_SHIM.join(", ")
+                ),
+            ));
         }
         self.call(method, payload).await
     }

@@ -6,6 +6,7 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -180,6 +181,15 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
 pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<File>> {
     // SAFETY: a File owns one open descriptor and names the same one for all its life.
     Ok(unsafe { AsyncFd::register_with_interest(File::from(fd), interest) }?)
+}
+
+/// Registers a listening socket with the event loop.
+///
+/// # Errors
+/// epoll(7)'s.
+pub(crate) fn watch_listener(listener: UnixListener) -> io::Result<AsyncFd<UnixListener>> {
+    // SAFETY: a listener owns one open descriptor and names the same one for all its life.
+    Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }?)
 }
 
 /// What an [`AsyncFd`] of out-of-memory events holds.
@@ -358,6 +368,17 @@ pub(crate) fn memory_file(name: &CStr) -> io::Result<File> {
     }
     // SAFETY: the call has just made this descriptor, and nobody else knows of it.
     Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// A counter that can be written by a signal handler and read by the event loop; see eventfd(2).
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn event_counter() -> io::Result<OwnedFd> {
+    // SAFETY: integers only.
+    fd_from(check(
+        unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into(),
+    )?)
 }
 
 /// Sets the window size of a terminal.

@@ -1,16 +1,19 @@
 //! Receives the master of a terminal from the runtime over a socket (`--console-socket`).
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::net::UnixListener;
+use tokio::io::unix::AsyncFd;
 
+use crate::resume::inherited::Inherited;
+use crate::resume::{self, image};
 use crate::sys;
+use serde::{Deserialize, Serialize};
 
 /// How long after the runtime's success its terminal may be under way.
 pub(crate) const CONSOLE_LIMIT: Duration = Duration::from_secs(10);
@@ -62,12 +65,36 @@ pub(crate) enum ConsoleError {
     NoDescriptor,
 }
 
+/// The socket as the slate has it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ConsoleRecord {
+    dir: PathBuf,
+    fd: i32,
+}
+
+impl ConsoleRecord {
+    /// The socket again, in the next image.
+    pub(crate) fn restore(&self, inherited: &mut Inherited) -> Option<ConsoleSocket> {
+        let listener = inherited
+            .descriptor(self.fd)
+            .map(std::os::unix::net::UnixListener::from)
+            .and_then(sys::watch_listener)
+            .inspect_err(|error| log::error!("{}: {error}", self.dir.display()))
+            .ok()?;
+        Some(ConsoleSocket {
+            dir: self.dir.clone(),
+            path: self.dir.join("s"),
+            listener,
+        })
+    }
+}
+
 /// The socket, in a directory of its own that only root may enter; both go with it.
 #[derive(Debug)]
 pub(crate) struct ConsoleSocket {
     dir: PathBuf,
     path: PathBuf,
-    listener: UnixListener,
+    listener: AsyncFd<std::os::unix::net::UnixListener>,
 }
 
 impl ConsoleSocket {
@@ -89,7 +116,8 @@ impl ConsoleSocket {
             .create(parent)
             .map_err(failed("create", parent))?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = parent.join(format!("{}{number}", prefix(std::process::id())));
+        let image = image::number();
+        let dir = parent.join(format!("{}{image}-{number}", prefix(std::process::id())));
         // Left over from a shim of the same pid that was killed.
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::DirBuilder::new()
@@ -97,7 +125,11 @@ impl ConsoleSocket {
             .create(&dir)
             .map_err(failed("create", &dir))?;
         let path = dir.join("s");
-        let listener = match UnixListener::bind(&path) {
+        let listener = std::os::unix::net::UnixListener::bind(&path).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            sys::watch_listener(listener)
+        });
+        let listener = match listener {
             Ok(listener) => listener,
             Err(error) => {
                 let _ = std::fs::remove_dir_all(&dir);
@@ -111,26 +143,64 @@ impl ConsoleSocket {
         })
     }
 
+    /// For the slate.
+    pub(crate) fn record(&self) -> ConsoleRecord {
+        ConsoleRecord {
+            dir: self.dir.clone(),
+            fd: self.listener.get_ref().as_raw_fd(),
+        }
+    }
+
     /// For `--console-socket`.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Takes the terminal, once the runtime has succeeded.
+    /// Takes the terminal, once the runtime has succeeded; `keep` is called in the step in which it came.
     ///
     /// # Errors
     /// [`ConsoleError`].
-    pub(crate) async fn receive(&self) -> Result<OwnedFd, ConsoleError> {
+    pub(crate) async fn receive(&self, keep: impl Fn(&OwnedFd)) -> Result<OwnedFd, ConsoleError> {
         let failed = |step| {
             let path = self.path.clone();
             move |source| ConsoleError::Io { step, path, source }
         };
         let exchange = async {
-            let (stream, _) = self.listener.accept().await.map_err(failed("accept on"))?;
+            let stream = loop {
+                let mut ready = self.listener.readable().await.map_err(failed("wait on"))?;
+                // Accepted and received in one step: in between it would be in nobody's hands.
+                let _step = resume::step();
+                match ready.try_io(|listener| listener.get_ref().accept()) {
+                    Ok(Ok((stream, _))) => {
+                        stream.set_nonblocking(true).map_err(failed("set up"))?;
+                        let mut buffer = [0u8; 4096];
+                        match sys::receive_with_fd(stream.as_fd(), &mut buffer) {
+                            Ok(received) => {
+                                let master = received.fd.ok_or(ConsoleError::NoDescriptor)?;
+                                keep(&master);
+                                return Ok(master);
+                            }
+                            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                                break stream;
+                            }
+                            Err(error) => return Err(failed("receive from")(error)),
+                        }
+                    }
+                    Ok(Err(error)) => return Err(failed("accept on")(error)),
+                    Err(_) => {}
+                }
+            };
+            // A runtime that sends after its success: none of ours does.
+            let stream = sys::watch(stream.into(), Interest::READABLE).map_err(failed("watch"))?;
             let mut buffer = [0u8; 4096];
             let received = stream
-                .async_io(Interest::READABLE, || {
-                    sys::receive_with_fd(stream.as_fd(), &mut buffer)
+                .async_io(Interest::READABLE, |stream| {
+                    let _step = resume::step();
+                    let received = sys::receive_with_fd(stream.as_fd(), &mut buffer)?;
+                    if let Some(master) = &received.fd {
+                        keep(master);
+                    }
+                    Ok(received)
                 })
                 .await
                 .map_err(failed("receive from"))?;

@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast_record::deadline::limit_from_env;
@@ -11,7 +12,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
+use crate::resume::inherited::Inherited;
+use crate::resume::{self};
 use crate::sys;
+use serde::{Deserialize, Serialize};
 
 /// Bytes moved at a time, on the stack: an idle stream holds no buffer.
 const CHUNK: usize = 16 * 1024;
@@ -21,6 +25,177 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How long a sink may take nothing before output is dropped.
 fn patience() -> Duration {
     limit_from_env("SINK", Duration::from_secs(2))
+}
+
+/// A stream as the slate has it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PumpRecord {
+    stream: String,
+    source: i32,
+    sink: SinkRecord,
+    /// Milliseconds after which output is dropped; none: never.
+    drop_after: Option<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum SinkRecord {
+    Pipe(i32),
+    Fifo(i32, i32),
+    File(i32),
+    Nowhere,
+}
+
+/// What is on the slate of a stream; taken off with it.
+#[derive(Debug)]
+struct Kept(u64);
+
+impl Kept {
+    fn key(&self) -> String {
+        format!("pump/{}", self.0)
+    }
+
+    /// Bytes that are read and not written.
+    fn left(&self, bytes: &[u8]) {
+        if resume::is_on() {
+            resume::put(&format!("left/{}", self.0), bytes);
+        }
+    }
+
+    /// How many of those are written meanwhile.
+    fn sent(&self, bytes: usize) {
+        if resume::is_on() {
+            resume::put(&format!("sent/{}", self.0), &(bytes as u64).to_le_bytes());
+        }
+    }
+
+    /// All of them are written, or given up.
+    fn done(&self) {
+        if resume::is_on() {
+            resume::remove(&format!("left/{}", self.0));
+            resume::remove(&format!("sent/{}", self.0));
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _step = resume::step();
+        self.done();
+        resume::remove(&self.key());
+    }
+}
+
+/// A stream that is ready to be copied.
+#[derive(Debug)]
+pub(super) struct Pump {
+    stream: &'static str,
+    source: Source,
+    output: Output,
+    /// Read by the image before, and not written.
+    left: Vec<u8>,
+}
+
+/// The number of the latest stream.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// See [`super::number_after`].
+pub(super) fn number_after(inherited: &Inherited) {
+    NUMBER.fetch_max(inherited.highest("pump/"), Ordering::Relaxed);
+}
+
+fn stream_of(text: &str) -> &'static str {
+    ["stdin", "stdout", "stderr", "terminal"]
+        .into_iter()
+        .find(|stream| *stream == text)
+        .unwrap_or("stream")
+}
+
+impl Pump {
+    /// From `source` to `sink`.
+    pub(super) fn new(stream: &'static str, source: Source, sink: Sink, policy: Policy) -> Self {
+        let kept = Kept(NUMBER.fetch_add(1, Ordering::Relaxed) + 1);
+        let record = PumpRecord {
+            stream: stream.to_owned(),
+            source: source.0.get_ref().as_raw_fd(),
+            sink: match &sink {
+                Sink::Pipe(fd) => SinkRecord::Pipe(fd.get_ref().as_raw_fd()),
+                Sink::Fifo { writer, _keepalive } => {
+                    SinkRecord::Fifo(writer.get_ref().as_raw_fd(), _keepalive.as_raw_fd())
+                }
+                Sink::File(file) => SinkRecord::File(file.as_raw_fd()),
+                Sink::Nowhere => SinkRecord::Nowhere,
+            },
+            drop_after: match policy {
+                Policy::Block => None,
+                Policy::Drop { after } => Some(u64::try_from(after.as_millis()).unwrap_or(0)),
+            },
+        };
+        resume::put_json(&kept.key(), &record);
+        Self {
+            stream,
+            source,
+            output: Output::new(stream, sink, policy, kept),
+            left: Vec::new(),
+        }
+    }
+
+    /// Its number on the slate.
+    pub(super) fn number(&self) -> u64 {
+        self.output.kept.0
+    }
+
+    /// One of the image before; none if it has come to its end.
+    pub(super) fn restore(number: u64, inherited: &mut Inherited) -> Option<Self> {
+        let record: PumpRecord = inherited.json(&format!("pump/{number}"))?;
+        let mut left = inherited
+            .bytes(&format!("left/{number}"))
+            .unwrap_or_default();
+        let sent = inherited
+            .bytes(&format!("sent/{number}"))
+            .and_then(|bytes| bytes.first_chunk::<8>().copied())
+            .map_or(0, u64::from_le_bytes);
+        let sent = usize::try_from(sent).unwrap_or(0).min(left.len());
+        left.drain(..sent);
+        let kept = Kept(number);
+        {
+            let _step = resume::step();
+            kept.done();
+            if !left.is_empty() {
+                kept.left(&left);
+            }
+        }
+        let mut take = |fd| inherited.descriptor(fd);
+        let opened = (|| {
+            let sink = match record.sink {
+                SinkRecord::Pipe(fd) => Sink::pipe(take(fd)?)?,
+                SinkRecord::Fifo(writer, keepalive) => Sink::fifo(take(writer)?, take(keepalive)?)?,
+                SinkRecord::File(fd) => Sink::File(Arc::new(File::from(take(fd)?))),
+                SinkRecord::Nowhere => Sink::Nowhere,
+            };
+            Ok::<_, io::Error>((Source::new(take(record.source)?)?, sink))
+        })();
+        match opened {
+            Ok((source, sink)) => {
+                let stream = stream_of(&record.stream);
+                let policy = match record.drop_after {
+                    None => Policy::Block,
+                    Some(after) => Policy::Drop {
+                        after: Duration::from_millis(after),
+                    },
+                };
+                Some(Self {
+                    stream,
+                    source,
+                    output: Output::new(stream, sink, policy, kept),
+                    left,
+                })
+            }
+            Err(error) => {
+                log::error!("{} cannot be gone on with: {error}", record.stream);
+                None
+            }
+        }
+    }
 }
 
 /// Where bytes come from.
@@ -121,7 +296,16 @@ struct FileWrite {
     error: Option<io::Error>,
 }
 
-fn write_file(mut file: &File, marker: Option<String>, bytes: &[u8]) -> FileWrite {
+fn write_file(file: &File, marker: Option<String>, bytes: &[u8], pump: u64) -> FileWrite {
+    // What is in the file is on the slate as written in the same step.
+    let _step = resume::step();
+    let done = write_all_of(file, marker, bytes);
+    let kept = std::mem::ManuallyDrop::new(Kept(pump));
+    kept.sent(done.written);
+    done
+}
+
+fn write_all_of(mut file: &File, marker: Option<String>, bytes: &[u8]) -> FileWrite {
     let mut done = FileWrite {
         marked: false,
         written: 0,
@@ -157,7 +341,9 @@ struct Lost {
 }
 
 /// A sink, and what it has not taken.
+#[derive(Debug)]
 struct Output {
+    kept: Kept,
     stream: &'static str,
     sink: Sink,
     policy: Policy,
@@ -170,8 +356,9 @@ struct Output {
 }
 
 impl Output {
-    fn new(stream: &'static str, sink: Sink, policy: Policy) -> Self {
+    fn new(stream: &'static str, sink: Sink, policy: Policy, kept: Kept) -> Self {
         Self {
+            kept,
             stream,
             sink,
             policy,
@@ -259,14 +446,22 @@ impl Output {
             Sink::File(_) => self.deliver_to_file(bytes).await,
             Sink::Nowhere => {}
         }
+        let _step = resume::step();
+        self.kept.done();
     }
 
     async fn deliver_to_pipe(&mut self, mut bytes: &[u8]) {
         let (Sink::Pipe(fd) | Sink::Fifo { writer: fd, .. }) = &self.sink else {
             return;
         };
+        let (all, kept) = (bytes.len(), &self.kept);
         while !bytes.is_empty() {
-            let write = fd.async_io(Interest::WRITABLE, |mut file: &File| file.write(bytes));
+            let write = fd.async_io(Interest::WRITABLE, |mut file: &File| {
+                let _step = resume::step();
+                let written = file.write(bytes)?;
+                kept.sent(all - bytes.len() + written);
+                Ok(written)
+            });
             let written = match self.policy {
                 Policy::Block => write.await,
                 Policy::Drop { after } => match tokio::time::timeout(after, write).await {
@@ -306,9 +501,10 @@ impl Output {
                 return self.lose(bytes.len(), &"the file takes nothing");
             }
             let (size, to, marker) = (bytes.len(), Arc::clone(&file), self.marker());
+            let pump = self.kept.0;
             let mut write = {
                 let bytes = bytes.clone();
-                tokio::task::spawn_blocking(move || write_file(&to, marker, &bytes))
+                tokio::task::spawn_blocking(move || write_file(&to, marker, &bytes, pump))
             };
             let done = match self.policy {
                 Policy::Block => (&mut write).await,
@@ -326,6 +522,13 @@ impl Output {
             // The process waits for the disk, and so do we.
             let Ok(done) = done else { return };
             bytes.drain(..done.written.min(size));
+            {
+                let _step = resume::step();
+                self.kept.done();
+                if !bytes.is_empty() {
+                    self.kept.left(&bytes);
+                }
+            }
             let Some(error) = done.error else { return };
             if !std::mem::replace(&mut self.lost.why, error.to_string()).eq(&error.to_string()) {
                 log::warn!("{}: its process waits for the file: {error}", self.stream);
@@ -384,6 +587,8 @@ enum Moved {
 
 fn move_once(mut source: &File, output: &mut Output) -> io::Result<Moved> {
     let mut buffer = [0u8; CHUNK];
+    // What is read is gone from the source: in the same step it is written, or on the slate.
+    let _step = resume::step();
     let read = match source.read(&mut buffer) {
         Ok(0) => return Ok(Moved::End),
         // The last process has closed its side of the terminal.
@@ -395,14 +600,23 @@ fn move_once(mut source: &File, output: &mut Output) -> io::Result<Moved> {
     if rest.is_empty() {
         Ok(Moved::All)
     } else {
+        output.kept.left(rest);
         Ok(Moved::Left(rest.to_vec()))
     }
 }
 
 /// Copies until the end of `source`. A sink that breaks or is full does not stop the reading, but
 /// for [`Policy::Block`]: the process must not block or die because its log cannot be written.
-pub(super) async fn copy(stream: &'static str, source: Source, sink: Sink, policy: Policy) {
-    let mut output = Output::new(stream, sink, policy);
+pub(super) async fn copy(pump: Pump) {
+    let Pump {
+        stream,
+        source,
+        mut output,
+        left,
+    } = pump;
+    if !left.is_empty() {
+        output.deliver(left).await;
+    }
     loop {
         let moved = source
             .0

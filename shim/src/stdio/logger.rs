@@ -19,7 +19,8 @@ use nix::sys::signal::Signal;
 use tokio::io::Interest;
 use tokio::task::JoinHandle;
 
-use crate::reaper::{Child, Reaper};
+use crate::reaper::{Child, ProcessRecord, Reaper};
+use crate::resume::inherited::Inherited;
 use crate::sys::{self, ChildSetup};
 
 /// How long a logger may take to get ready.
@@ -250,6 +251,23 @@ impl Logger {
         let alive = Stat::read(child.process.pid()).is_ok_and(|stat| !stat.is_exiting());
         // Reaped, its pid could be another's by now; its pidfd could not.
         !alive || child.process.signal(0).is_err()
+    }
+
+    /// For the slate.
+    pub(super) fn record(&self) -> Option<ProcessRecord> {
+        self.child.as_ref().map(|child| child.process.record())
+    }
+
+    /// One of the image before.
+    pub(super) fn restore(
+        record: &ProcessRecord,
+        reaper: &Reaper,
+        inherited: &mut Inherited,
+    ) -> Self {
+        let process = Arc::new(record.restore(inherited));
+        Self {
+            child: Some(reaper.watch_again(process, false)),
+        }
     }
 
     /// Waits until it has read everything and ended.

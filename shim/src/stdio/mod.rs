@@ -23,16 +23,21 @@ pub(crate) mod logger;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
+use crate::reaper::{ProcessRecord, Reaper};
+use crate::resume::inherited::Inherited;
+use crate::resume::{self};
 use crate::runtime::ChildStdio;
 use crate::sys;
 pub(crate) use copy::Policy;
-use copy::{Sink, Source, copy};
+use copy::{Pump, Sink, Source, copy};
 use logger::{Logger, LoggerContext, is_logger};
 
 /// How long the search for who holds output open may take.
@@ -43,7 +48,7 @@ const MAX_HOLDERS: usize = 8;
 const READER_LIMIT: Duration = Duration::from_secs(30);
 
 /// How a client wants a process' stdio, as it came with the RPC.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StdioPaths {
     /// stdin.
     pub(crate) stdin: String,
@@ -134,9 +139,47 @@ fn io_error(
 }
 
 /// The shim's side of one process' stdio. Dropping it closes everything.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ProcessIo {
+    /// Under which it lies on the slate.
+    number: u64,
     inner: Mutex<Inner>,
+}
+
+/// A process' stdio as the slate has it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct IoRecord {
+    keepalive: Option<i32>,
+    stdin_closed: bool,
+    terminal: Option<i32>,
+    output: Vec<u64>,
+    input: Option<u64>,
+    logger: Option<ProcessRecord>,
+    pipes: Vec<u64>,
+}
+
+/// The number of the latest one.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// Lets no number be given again that the image before has given.
+pub(crate) fn number_after(inherited: &Inherited) {
+    NUMBER.fetch_max(inherited.highest("io/"), Ordering::Relaxed);
+    copy::number_after(inherited);
+}
+
+impl Default for ProcessIo {
+    fn default() -> Self {
+        Self {
+            number: NUMBER.fetch_add(1, Ordering::Relaxed) + 1,
+            inner: Mutex::default(),
+        }
+    }
+}
+
+impl Drop for ProcessIo {
+    fn drop(&mut self) {
+        resume::remove(&self.key());
+    }
 }
 
 #[derive(Debug, Default)]
@@ -151,6 +194,21 @@ struct Inner {
     /// Inodes of the pipes that the process writes into.
     pipes: Vec<u64>,
     input: Option<JoinHandle<()>>,
+    /// Numbers of the streams.
+    pumps: Vec<u64>,
+    input_pump: Option<u64>,
+}
+
+impl Inner {
+    fn copy_output(&mut self, pump: Pump) {
+        self.pumps.push(pump.number());
+        self.output.push(tokio::spawn(copy(pump)));
+    }
+
+    fn copy_input(&mut self, pump: Pump) {
+        self.input_pump = Some(pump.number());
+        self.input = Some(tokio::spawn(copy(pump)));
+    }
 }
 
 impl Drop for Inner {
@@ -166,11 +224,78 @@ impl ProcessIo {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn key(&self) -> String {
+        format!("io/{}", self.number)
+    }
+
+    /// Its number on the slate.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Puts what it holds on the slate.
+    fn keep(&self, inner: &Inner) {
+        if !resume::is_on() {
+            return;
+        }
+        let record = IoRecord {
+            keepalive: inner.stdin_keepalive.as_ref().map(AsRawFd::as_raw_fd),
+            stdin_closed: inner.stdin_closed,
+            terminal: inner.terminal.as_ref().map(AsRawFd::as_raw_fd),
+            output: inner.pumps.clone(),
+            input: inner.input_pump,
+            logger: inner.logger.as_ref().and_then(Logger::record),
+            pipes: inner.pipes.clone(),
+        };
+        resume::put_json(&self.key(), &record);
+    }
+
+    /// The stdio of a process of the image before; a fresh one if there is none of that number.
+    pub(crate) fn restore(number: u64, reaper: &Reaper, inherited: &mut Inherited) -> Self {
+        let io = Self {
+            number,
+            inner: Mutex::default(),
+        };
+        let Some(record) = inherited.json::<IoRecord>(&io.key()) else {
+            return io;
+        };
+        {
+            let mut inner = io.inner();
+            let mut take = |number: Option<i32>| {
+                number.and_then(|number| {
+                    inherited
+                        .descriptor(number)
+                        .inspect_err(|error| log::error!("{}: {number}: {error}", io.key()))
+                        .ok()
+                })
+            };
+            inner.stdin_keepalive = take(record.keepalive);
+            inner.stdin_closed = record.stdin_closed;
+            inner.terminal = take(record.terminal);
+            inner.pipes = record.pipes;
+            inner.logger = record
+                .logger
+                .map(|logger| Logger::restore(&logger, reaper, inherited));
+            for pump in record.output {
+                if let Some(pump) = Pump::restore(pump, inherited) {
+                    inner.copy_output(pump);
+                }
+            }
+            if let Some(pump) = record.input.and_then(|pump| Pump::restore(pump, inherited)) {
+                inner.copy_input(pump);
+            }
+            io.keep(&inner);
+        }
+        io
+    }
+
     /// CloseIO: gives up the shim's own writer of stdin. May come before the start.
     pub(crate) fn close_stdin(&self) {
+        let _step = resume::step();
         let mut inner = self.inner();
         inner.stdin_closed = true;
         inner.stdin_keepalive = None;
+        self.keep(&inner);
     }
 
     /// Sets the size of the terminal; nothing to do without one.
@@ -219,9 +344,11 @@ impl ProcessIo {
         for task in aborts {
             task.abort();
         }
+        let _step = resume::step();
         let mut inner = self.inner();
         *inner = Inner::default();
         inner.stdin_closed = true;
+        self.keep(&inner);
         result
     }
 
@@ -245,6 +372,7 @@ impl ProcessIo {
                     .into_iter()
                     .filter_map(inode)
                     .collect();
+                self.keep(&inner);
             }
             let stdin = if is_logger(&paths.stdin) {
                 None
@@ -279,7 +407,10 @@ impl ProcessIo {
         let sink =
             Sink::pipe(ours).map_err(io_error("stdin", "watch the pipe of", Path::new(path)))?;
         let source = Source::new(fifo).map_err(io_error("stdin", "watch", Path::new(path)))?;
-        self.inner().input = Some(tokio::spawn(copy("stdin", source, sink, Policy::Block)));
+        let _step = resume::step();
+        let mut inner = self.inner();
+        inner.copy_input(Pump::new("stdin", source, sink, Policy::Block));
+        self.keep(&inner);
         Ok(Some(process))
     }
 
@@ -293,6 +424,7 @@ impl ProcessIo {
         let mut inner = self.inner();
         if !inner.stdin_closed {
             inner.stdin_keepalive = Some(keepalive);
+            self.keep(&inner);
         }
         Ok(reader)
     }
@@ -312,11 +444,11 @@ impl ProcessIo {
         let source =
             Source::new(ours).map_err(io_error(stream, "watch the pipe of", Path::new(path)))?;
         let policy = setup.policy_of(&sink);
+        let _step = resume::step();
         let mut inner = self.inner();
         inner.pipes.extend(inode);
-        inner
-            .output
-            .push(tokio::spawn(copy(stream, source, sink, policy)));
+        inner.copy_output(Pump::new(stream, source, sink, policy));
+        self.keep(&inner);
         Ok(process)
     }
 
@@ -342,7 +474,11 @@ impl ProcessIo {
             Sink::Nowhere
         } else if is_logger(&paths.stdout) {
             let (logger, pipes) = Logger::start(&paths.stdout, context, (0, 0)).await?;
-            self.inner().logger = Some(logger);
+            {
+                let mut inner = self.inner();
+                inner.logger = Some(logger);
+                self.keep(&inner);
+            }
             set_nonblocking(&pipes.stdout).map_err(io_error(
                 "terminal",
                 "set up the pipe of",
@@ -355,18 +491,22 @@ impl ProcessIo {
         let source =
             Source::new(clone(&master)?).map_err(io_error("terminal", "watch", terminal))?;
         let policy = setup.policy_of(&sink);
+        // From the first byte that is read here, all of it has to be on the slate.
+        let _step = resume::step();
         self.inner()
-            .output
-            .push(tokio::spawn(copy("terminal", source, sink, policy)));
+            .copy_output(Pump::new("terminal", source, sink, policy));
         if !paths.stdin.is_empty() && !is_logger(&paths.stdin) {
             let fifo = self.stdin_fifo(&paths.stdin)?;
             let path = Path::new(&paths.stdin);
             let source = Source::new(fifo).map_err(io_error("stdin", "watch", path))?;
             let sink =
                 Sink::pipe(clone(&master)?).map_err(io_error("terminal", "watch", terminal))?;
-            self.inner().input = Some(tokio::spawn(copy("stdin", source, sink, Policy::Block)));
+            self.inner()
+                .copy_input(Pump::new("stdin", source, sink, Policy::Block));
         }
-        self.inner().terminal = Some(master);
+        let mut inner = self.inner();
+        inner.terminal = Some(master);
+        self.keep(&inner);
         Ok(())
     }
 }

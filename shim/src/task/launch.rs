@@ -1,6 +1,7 @@
 //! Making a process: the steps of Create and of the start of an exec process.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,8 +17,9 @@ use crate::fault::{Fault, chain};
 use crate::look::describe;
 use crate::options::Options;
 use crate::reaper::{Child, Reaper};
+use crate::resume::image;
 use crate::rootfs;
-use crate::runtime::{Call, ChildStdio, Runtime, kill_group};
+use crate::runtime::{Call, ChildStdio, RestoredJob, Runtime, kill_group};
 use crate::stdio::console::ConsoleSocket;
 use crate::stdio::logger::LoggerContext;
 use crate::stdio::{self, Policy, ProcessIo, StdioPaths, StdioSetup};
@@ -68,7 +70,8 @@ impl Launcher {
         if self.paths.terminal {
             let console = ConsoleSocket::new()
                 .map_err(|error| Fault::chain("failed to create console", &error))?;
-            let call = call.arg("--console-socket").arg(console.path());
+            let mut call = call.arg("--console-socket").arg(console.path());
+            call.console = Some(console.record());
             return Ok((call, Some(console)));
         }
         let child: ChildStdio = self
@@ -92,14 +95,19 @@ impl Launcher {
         }
     }
 
-    async fn attach(&self, console: Option<ConsoleSocket>) -> Result<(), Fault> {
+    async fn attach(&self, console: Option<ConsoleSocket>, job: &str) -> Result<(), Fault> {
         let Some(console) = console else {
             return Ok(());
         };
+        let keep = |master: &OwnedFd| self.runtime.keep_master(job, master);
         let master = console
-            .receive()
+            .receive(keep)
             .await
             .map_err(|error| Fault::chain("failed to retrieve console master", &error))?;
+        self.attach_master(master).await
+    }
+
+    async fn attach_master(&self, master: OwnedFd) -> Result<(), Fault> {
         self.io
             .attach(&self.paths, master, self.stdio_setup(), &self.context)
             .await
@@ -127,13 +135,7 @@ impl Launcher {
         if result.is_err() {
             // The runtime undoes its own failure; this is for one that was killed or that
             // failed after it had succeeded.
-            let call = Call::new("delete", Duration::from_secs(30)).arg("--force");
-            if let Err(error) = self.runtime.run(&self.reaper, call).await {
-                log::debug!("undo create: {}", chain(&error));
-            }
-            if mounted {
-                unmount(&rootfs).await;
-            }
+            self.undo(mounted).await;
         }
         result
     }
@@ -166,6 +168,7 @@ impl Launcher {
         F: Future<Output = bool>,
     {
         let mut call = Call::new("create", create_limit())
+            .kept("create")
             .arg("--bundle")
             .arg(&self.bundle);
         if self.options.no_pivot_root {
@@ -179,7 +182,93 @@ impl Launcher {
             .make(&self.reaper, call, &self.bundle.join("init.pid"), register)
             .await
             .map_err(|error| error.fault("OCI runtime create failed"))?;
-        self.attach(console).await
+        self.attach(console, "create").await
+    }
+
+    /// Goes on with a create of the image before.
+    ///
+    /// # Errors
+    /// As [`Launcher::create`].
+    pub(super) async fn create_on<F>(
+        &self,
+        job: RestoredJob,
+        mounted: bool,
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), Fault>
+    where
+        F: Future<Output = bool>,
+    {
+        let result = self
+            .make_on(job, "create", "OCI runtime create failed", register)
+            .await;
+        if result.is_err() {
+            self.undo(mounted).await;
+        }
+        result
+    }
+
+    /// Undoes what a create has left that the image before had begun, and begins it again.
+    ///
+    /// # Errors
+    /// As [`Launcher::create`].
+    pub(super) async fn create_again<F>(
+        &self,
+        mounts: Vec<Mount>,
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), Fault>
+    where
+        F: Future<Output = bool>,
+    {
+        self.undo(!mounts.is_empty()).await;
+        self.create(mounts, register).await
+    }
+
+    async fn undo(&self, mounted: bool) {
+        let call = Call::new("delete", Duration::from_secs(30)).arg("--force");
+        if let Err(error) = self.runtime.run(&self.reaper, call).await {
+            log::debug!("undo create: {}", chain(&error));
+        }
+        if mounted {
+            unmount(&self.bundle.join("rootfs")).await;
+        }
+    }
+
+    async fn make_on<F>(
+        &self,
+        mut job: RestoredJob,
+        what: &str,
+        words: &str,
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), Fault>
+    where
+        F: Future<Output = bool>,
+    {
+        let (console, master) = (job.console.take(), job.master.take());
+        self.runtime
+            .make_on(job, register)
+            .await
+            .map_err(|error| error.fault(words))?;
+        match master {
+            Some(master) => self.attach_master(master).await,
+            None => self.attach(console, what).await,
+        }
+    }
+
+    /// Goes on with the start of an exec process of the image before.
+    ///
+    /// # Errors
+    /// As [`Launcher::exec`].
+    pub(super) async fn exec_on<F>(
+        &self,
+        id: &ExecId,
+        job: RestoredJob,
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), Fault>
+    where
+        F: Future<Output = bool>,
+    {
+        self.make_on(job, &exec_job(id), "OCI runtime exec failed", register)
+            .await
     }
 
     /// Starts an exec process from its OCI process (JSON).
@@ -197,7 +286,8 @@ impl Launcher {
     {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let file = self.bundle.join(format!("exec-{number}.json"));
+        let image = image::number();
+        let file = self.bundle.join(format!("exec-{image}-{number}.json"));
         write_spec(&file, spec).map_err(|error| {
             Fault::unknown(format!(
                 "failed to write the process of the exec to {}: {error}",
@@ -206,6 +296,7 @@ impl Launcher {
         })?;
         let result = async {
             let call = Call::new("exec", exec_limit())
+                .kept(exec_job(id))
                 .arg("--process")
                 .arg(&file)
                 .arg("--detach");
@@ -214,12 +305,17 @@ impl Launcher {
                 .make(&self.reaper, call, &pid_file(&self.bundle, id), register)
                 .await
                 .map_err(|error| error.fault("OCI runtime exec failed"))?;
-            self.attach(console).await
+            self.attach(console, &exec_job(id)).await
         }
         .await;
         let _ = std::fs::remove_file(&file);
         result
     }
+}
+
+/// As what the start of an exec process is kept; see [`crate::runtime::job_key`].
+pub(super) fn exec_job(id: &ExecId) -> String {
+    format!("exec/{id}")
 }
 
 /// Where the runtime writes an exec's pid; removed with the exec.

@@ -54,12 +54,16 @@ use containerd_shim_protos::shim::oci::CheckpointOptions;
 use containerd_shim_protos::ttrpc::proto::Code;
 use holdfast_cgroups::{Cgroup, Hierarchies};
 use holdfast_record::{ContainerId, ExecId, Namespace};
-use tokio::sync::{mpsc, oneshot, watch};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
 
 use crate::fault::Fault;
 use crate::options::Options;
 use crate::publisher::Publisher;
 use crate::reaper::{Process, Reaper};
+use crate::resume::inherited::Inherited;
+use crate::resume::request;
 use crate::stdio::StdioPaths;
 use scribe::Scribe;
 use state::Ended;
@@ -67,8 +71,7 @@ use state::Ended;
 /// Commands that may wait for one container's owner.
 const QUEUE: usize = 64;
 
-/// Where an RPC's answer goes. A client that is gone is no reason to stop.
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, Fault>>;
+pub(crate) use crate::resume::request::Reply;
 
 /// What all containers of this shim share.
 #[derive(Debug)]
@@ -114,7 +117,7 @@ pub(crate) struct CheckpointRequest {
 }
 
 /// What Delete answers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Remains {
     /// Pid the process had; 0 when it never ran.
     pub(crate) pid: u32,
@@ -227,12 +230,15 @@ impl Handle {
     ///
     /// # Errors
     /// What the owner answers.
-    pub(crate) async fn ask<T>(
+    pub(crate) async fn ask<T: DeserializeOwned>(
         &self,
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T, Fault> {
+        if let Some(result) = request::rejoin().await {
+            return result;
+        }
         self.view()?;
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = Reply::channel();
         self.commands
             .send(command(reply))
             .await
@@ -303,12 +309,64 @@ impl Shim {
         self.count.subscribe()
     }
 
+    /// Takes over the containers of the image before. They can be asked at once, and go on with
+    /// [`Shim::begin`].
+    pub(crate) fn restore(
+        self: &Arc<Self>,
+        inherited: &mut Inherited,
+    ) -> Vec<(owner::keep::Restored, mpsc::Receiver<Command>)> {
+        crate::stdio::number_after(inherited);
+        self.reaper.restore(inherited);
+        let mut all = Vec::new();
+        for (id, record) in owner::keep::containers(inherited) {
+            let (commands, queue) = mpsc::channel(QUEUE);
+            let (show, view) = watch::channel(None);
+            let restored =
+                owner::Owner::restore(Arc::clone(self), id.clone(), &record, inherited, show);
+            let Some(restored) = restored else {
+                log::error!("{id} is lost: its record cannot be read");
+                continue;
+            };
+            let mut containers = self.containers();
+            containers.insert(id, Handle { commands, view });
+            self.count.send_replace(containers.len());
+            all.push((restored, queue));
+        }
+        all
+    }
+
+    /// Goes on with what the image before had begun; once what it left and nobody needs is closed.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        restored: Vec<(owner::keep::Restored, mpsc::Receiver<Command>)>,
+    ) {
+        for (mut restored, queue) in restored {
+            restored.begin();
+            let shim = Arc::clone(self);
+            tokio::spawn(async move {
+                let id = restored.id();
+                restored.run(queue).await;
+                shim.forget(&id);
+            });
+        }
+        self.reaper.restored();
+    }
+
+    fn forget(&self, id: &ContainerId) {
+        let mut containers = self.containers();
+        containers.remove(id);
+        self.count.send_replace(containers.len());
+    }
+
     /// Creates a container; its owner goes on even if this future is dropped.
     ///
     /// # Errors
     /// `ALREADY_EXISTS`, or what the creation answers.
     pub(crate) async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<u32, Fault> {
-        let (reply, answer) = oneshot::channel();
+        if let Some(result) = request::rejoin().await {
+            return result;
+        }
+        let (reply, answer) = Reply::channel();
         let (commands, queue) = mpsc::channel(QUEUE);
         let (show, view) = watch::channel(None);
         {
@@ -331,9 +389,7 @@ impl Shim {
             owner::Owner::new(Arc::clone(&shim), request, show)
                 .run(queue, reply)
                 .await;
-            let mut containers = shim.containers();
-            containers.remove(&id);
-            shim.count.send_replace(containers.len());
+            shim.forget(&id);
         });
         answer
             .await

@@ -7,6 +7,7 @@
 mod commands;
 mod config;
 mod create;
+pub(super) mod keep;
 mod react;
 mod tell;
 
@@ -44,8 +45,10 @@ use crate::fault::{Fault, chain};
 use crate::look::describe;
 use crate::options::Options;
 use crate::publisher::{Publisher, SharedJournal, note};
-use crate::reaper::{Child, Process};
-use crate::runtime::{Call, Runtime};
+use crate::reaper::{Child, Process, forget_end};
+use crate::resume::request::RequestId;
+use crate::resume::{self};
+use crate::runtime::{Call, RestoredJob, Runtime};
 use crate::stdio::logger::LoggerContext;
 use crate::stdio::{ProcessIo, StdioPaths};
 use crate::sys;
@@ -196,6 +199,10 @@ pub(super) struct Owner {
     journal: Option<SharedJournal>,
     config: Config,
     holding: bool,
+    /// Requests whose signal has been sent and that are not answered yet.
+    killing: Vec<RequestId>,
+    /// What of it lies on the slate, as a hash.
+    kept: u64,
 }
 
 impl Owner {
@@ -238,20 +245,40 @@ impl Owner {
             oom_at: None,
             journal: None,
             holding: false,
+            killing: Vec::new(),
+            kept: 0,
         }
     }
 
     /// Creates the container and looks after it until it is deleted.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, created: Reply<u32>) {
-        self.created = Some(created);
-        self.begin_create();
+        {
+            let _step = resume::step();
+            self.created = Some(created);
+            self.keep_all();
+            self.begin_create();
+        }
+        self.look_after(&mut commands).await;
+    }
+
+    /// Looks after it until it is deleted.
+    async fn look_after(mut self, commands: &mut mpsc::Receiver<Command>) {
         while !matches!(self.model.init(), Init::Deleted) {
-            tokio::select! {
+            let (event, command) = tokio::select! {
                 biased;
-                Some(event) = self.inbox.recv() => self.contained(|owner| owner.event(event)),
-                Some(command) = commands.recv() => self.contained(|owner| owner.command(command)),
+                Some(event) = self.inbox.recv() => (Some(event), None),
+                Some(command) = commands.recv() => (None, Some(command)),
+            };
+            // All that one of them changes is on the slate at once.
+            let _step = resume::step();
+            if let Some(event) = event {
+                self.contained(|owner| owner.event(event));
+            }
+            if let Some(command) = command {
+                self.contained(|owner| owner.command(command));
             }
             self.contained(Self::settle);
+            self.keep();
         }
         self.give_up_launches();
         log::debug!("{}: gone", self.id);

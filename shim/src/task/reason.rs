@@ -12,9 +12,10 @@ use holdfast_record::witness::{Sent, Witness, node_is_stopping};
 use holdfast_record::{ExitStatus, Reason, Signal, Timestamp};
 
 use super::state::Ended;
+use serde::{Deserialize, Serialize};
 
 /// A Kill that was carried out.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Asked {
     /// Which RPC it came with.
     pub(crate) rpc: Rpc,

@@ -11,7 +11,7 @@ use super::stuck;
 use crate::fault::{Fault, chain};
 use crate::reaper::Reaper;
 use crate::rootfs;
-use crate::runtime::{Call, Runtime};
+use crate::runtime::{Call, RestoredJob, Runtime};
 use crate::stdio::ProcessIo;
 
 /// How long output may still come after the process has ended.
@@ -25,7 +25,8 @@ fn delete_limit() -> Duration {
 /// Bound of unmounting.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(30);
 
-/// Clears a container whose init has ended. May be repeated.
+/// Clears a container whose init has ended. May be repeated; `begun` is what the image before has
+/// started of it.
 ///
 /// # Errors
 /// The step that failed; then the container stays known.
@@ -35,12 +36,21 @@ pub(super) async fn container(
     io: Arc<ProcessIo>,
     rootfs: Option<PathBuf>,
     cgroup: Option<Arc<Cgroup>>,
+    begun: Option<RestoredJob>,
 ) -> Result<Vec<String>, Fault> {
     if let Err(held) = io.drain(drain_limit()).await {
         log::warn!("delete: {held}");
     }
-    let call = Call::new("delete", delete_limit()).arg("--force");
-    if let Err(error) = runtime.run(&reaper, call).await {
+    let deleted = match begun {
+        Some(job) => runtime.run_on(job).await,
+        None => {
+            let call = Call::new("delete", delete_limit())
+                .kept("delete")
+                .arg("--force");
+            runtime.run(&reaper, call).await
+        }
+    };
+    if let Err(error) = deleted {
         // What the runtime waited for in vain is named here, with all that is known of it.
         let fault = error.fault("failed to delete the container in the runtime");
         return Err(stuck::refusal(&fault.text, None, cgroup)

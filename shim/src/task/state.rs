@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 
 use holdfast_record::{ExecId, ExitStatus, Timestamp};
+use serde::{Deserialize, Serialize};
 
 /// How and when a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ended {
     /// What the kernel said.
     pub(crate) status: ExitStatus,
@@ -18,7 +19,7 @@ pub(crate) struct Ended {
 }
 
 /// The init process.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Init<P> {
     /// The runtime is still at work; the process may exist already (`Some`), held at the barrier.
     Creating(Option<(P, Option<Ended>)>),
@@ -45,7 +46,7 @@ pub(crate) enum Init<P> {
 }
 
 /// An exec process.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Exec<P> {
     /// Known, not started (or a start failed).
     Created,
@@ -59,6 +60,79 @@ pub(crate) enum Exec<P> {
     Stopped(P, Ended),
     /// Its remains are being cleared; holds what Delete answers.
     Deleting(Option<(P, Ended)>),
+}
+
+impl<P> Init<P> {
+    /// The same state of what `f` makes of the process.
+    pub(crate) fn map<Q>(&self, f: &mut impl FnMut(&P) -> Q) -> Init<Q> {
+        match self {
+            Self::Creating(made) => {
+                Init::Creating(made.as_ref().map(|(process, ended)| (f(process), *ended)))
+            }
+            Self::Created(process) => Init::Created(f(process)),
+            Self::Starting(process, ended) => Init::Starting(f(process), *ended),
+            Self::Running(process) => Init::Running(f(process)),
+            Self::Pausing(process) => Init::Pausing(f(process)),
+            Self::Paused(process) => Init::Paused(f(process)),
+            Self::Resuming(process) => Init::Resuming(f(process)),
+            Self::Ending(process, ended) => Init::Ending(f(process), *ended),
+            Self::Stopped(process, ended) => Init::Stopped(f(process), *ended),
+            Self::Deleting(process, ended) => Init::Deleting(f(process), *ended),
+            Self::Deleted => Init::Deleted,
+        }
+    }
+
+    /// The process, while there is one.
+    pub(crate) fn process(&self) -> Option<&P> {
+        match self {
+            Self::Creating(made) => made.as_ref().map(|(process, _)| process),
+            Self::Created(process)
+            | Self::Starting(process, _)
+            | Self::Running(process)
+            | Self::Pausing(process)
+            | Self::Paused(process)
+            | Self::Resuming(process)
+            | Self::Ending(process, _)
+            | Self::Stopped(process, _)
+            | Self::Deleting(process, _) => Some(process),
+            Self::Deleted => None,
+        }
+    }
+
+    /// Its end, told or not.
+    pub(crate) fn ended(&self) -> Option<Ended> {
+        match self {
+            Self::Creating(made) => made.as_ref().and_then(|(_, ended)| *ended),
+            Self::Starting(_, ended) => *ended,
+            Self::Ending(_, ended) | Self::Stopped(_, ended) | Self::Deleting(_, ended) => {
+                Some(*ended)
+            }
+            Self::Created(_)
+            | Self::Running(_)
+            | Self::Pausing(_)
+            | Self::Paused(_)
+            | Self::Resuming(_)
+            | Self::Deleted => None,
+        }
+    }
+}
+
+impl<P> Exec<P> {
+    /// The same state of what `f` makes of the process.
+    pub(crate) fn map<Q>(&self, f: &mut impl FnMut(&P) -> Q) -> Exec<Q> {
+        match self {
+            Self::Created => Exec::Created,
+            Self::Starting => Exec::Starting,
+            Self::Registered(process, ended) => Exec::Registered(f(process), *ended),
+            Self::Running(process) => Exec::Running(f(process)),
+            Self::Stopped(process, ended) => Exec::Stopped(f(process), *ended),
+            Self::Deleting(remains) => Exec::Deleting(
+                remains
+                    .as_ref()
+                    .map(|(process, ended)| (f(process), *ended)),
+            ),
+        }
+    }
 }
 
 /// What is to be told to the world, in this order.
@@ -124,6 +198,16 @@ impl<P: Clone> Container<P> {
             id,
             init: Init::Creating(None),
             execs: BTreeMap::new(),
+            told: Vec::new(),
+        }
+    }
+
+    /// A container of the image before.
+    pub(crate) fn restore(id: String, init: Init<P>, execs: BTreeMap<ExecId, Exec<P>>) -> Self {
+        Self {
+            id,
+            init,
+            execs,
             told: Vec::new(),
         }
     }

@@ -3,30 +3,42 @@
 //! Every request is answered exactly once, also when its handler panics or its deadline
 //! passes. Handlers are dropped when the client goes away: what must not stop half-way is
 //! done by a container's owner task, which no client can cancel.
+//!
+//! A connection outlives this image of the shim: what is read and not answered, and what is not
+//! wholly written, is on the slate (see [`crate::resume`]).
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::ttrpc::proto::{Code, Request, Response};
 use holdfast_record::logging::take_incident;
-use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::{Header, MAX_PAYLOAD, REQUEST, RESPONSE, read_frame};
+use super::{HEADER, Header, MAX_PAYLOAD, REQUEST, RESPONSE};
 use crate::fault::Fault;
+use crate::resume::inherited::Inherited;
+use crate::resume::request::{self, RequestId};
+use crate::resume::{self, image};
 
 /// Responses that may wait for a client that does not read.
 const RESPONSES: usize = 64;
 /// Requests that one connection may have open; Wait holds one per process.
 const OPEN: usize = 16 * 1024;
+
+/// Bytes read at a time, on the stack.
+const CHUNK: usize = 16 * 1024;
 
 /// Answers requests.
 pub(crate) trait Handler: Send + Sync + 'static {
@@ -64,53 +76,465 @@ pub(crate) fn contain<F: Future>(future: F) -> impl Future<Output = Result<F::Ou
     Contained(Box::pin(future))
 }
 
+/// A connection as it is served, and as the image before has left it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    socket: UnixStream,
+    number: u64,
+    reading: Reading,
+    /// Requests that have not been answered: stream, deadline, payload.
+    calls: Vec<(u32, Call)>,
+    outgoing: Outgoing,
+}
+
+/// An open request.
+#[derive(Debug)]
+struct Call {
+    /// When its caller gives up, milliseconds since 1970; 0: never.
+    deadline: u64,
+    /// In how many images that ended soon it has been open.
+    crashes: u8,
+    header: Header,
+    payload: Vec<u8>,
+}
+
+/// Images that may end soon while a request is open before it is not done again.
+const POISON: u8 = 3;
+
+impl Call {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.payload.len() + 13);
+        bytes.extend_from_slice(&self.deadline.to_le_bytes());
+        bytes.push(self.crashes);
+        bytes.extend_from_slice(&self.header.len.to_le_bytes());
+        bytes.extend_from_slice(&self.payload);
+        bytes
+    }
+
+    fn decode(stream: u32, bytes: &[u8]) -> Option<Self> {
+        let (deadline, rest) = bytes.split_first_chunk::<8>()?;
+        let (crashes, rest) = rest.split_first()?;
+        let (len, payload) = rest.split_first_chunk::<4>()?;
+        Some(Self {
+            deadline: u64::from_le_bytes(*deadline),
+            crashes: *crashes,
+            header: Header {
+                len: u32::from_le_bytes(*len),
+                stream,
+                kind: REQUEST,
+                flags: 0,
+            },
+            payload: payload.to_vec(),
+        })
+    }
+}
+
+fn now_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+}
+
+/// What is read and is no whole frame yet.
+#[derive(Debug, Default)]
+struct Reading {
+    bytes: Vec<u8>,
+    /// In how many pieces it is on the slate.
+    pieces: u32,
+    /// Bytes of a payload over the limit that are still to come, and of no interest.
+    skip: u64,
+}
+
+impl Reading {
+    /// Takes bytes in; what they complete comes out.
+    fn feed(&mut self, number: u64, mut bytes: &[u8], calls: &mut Vec<(Header, Vec<u8>)>) {
+        if self.skip > 0 {
+            let skipped = usize::try_from(self.skip)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            bytes = bytes.get(skipped..).unwrap_or_default();
+            self.skip -= skipped as u64;
+            resume::put(&format!("skip/{number}"), &self.skip.to_le_bytes());
+        }
+        let before = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        let mut used = 0;
+        while let Some(header) = self
+            .bytes
+            .get(used..)
+            .and_then(|rest| rest.first_chunk::<HEADER>())
+        {
+            let header = Header::parse(*header);
+            let len = header.len as usize;
+            let body = used + HEADER;
+            if len > MAX_PAYLOAD {
+                // Answered at once; what of it is here already is skipped with the rest.
+                let here = (self.bytes.len() - body).min(len);
+                calls.push((header, Vec::new()));
+                self.skip = (len - here) as u64;
+                resume::put(&format!("skip/{number}"), &self.skip.to_le_bytes());
+                used = body + here;
+                continue;
+            }
+            let Some(payload) = self.bytes.get(body..body + len) else {
+                break;
+            };
+            calls.push((header, payload.to_vec()));
+            used = body + len;
+        }
+        if used > 0 {
+            for piece in 0..self.pieces {
+                resume::remove(&format!("rx/{number}/{piece:08}"));
+            }
+            self.pieces = 0;
+            self.bytes.drain(..used);
+            if self.bytes.is_empty() {
+                self.bytes = Vec::new();
+            } else {
+                self.keep(number, 0);
+            }
+        } else if self.bytes.len() > before {
+            self.keep(number, before);
+        }
+    }
+
+    fn keep(&mut self, number: u64, from: usize) {
+        let piece = self.bytes.get(from..).unwrap_or_default();
+        resume::put(&format!("rx/{number}/{:08}", self.pieces), piece);
+        self.pieces += 1;
+    }
+}
+
+/// Frames that are not wholly written.
+#[derive(Debug, Default)]
+struct Outgoing {
+    /// With their numbers on the slate, if they are there.
+    frames: VecDeque<(Vec<u8>, Option<u64>)>,
+    /// Bytes of the first one that are written.
+    written: usize,
+    next: u64,
+}
+
+/// The writing side of a connection.
+#[derive(Debug)]
+struct Line {
+    number: u64,
+    writer: OwnedWriteHalf,
+    outgoing: Mutex<Outgoing>,
+    /// There is something to write when the client reads again.
+    more: Notify,
+    /// There is less to write than before.
+    less: Notify,
+}
+
+impl Line {
+    fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends a request with its frame: written at once if the client reads, else when it does.
+    fn answer(&self, request: RequestId, frame: Vec<u8>) {
+        let _step = resume::step();
+        resume::remove(&request.call_key());
+        resume::remove(&request.outcome_key());
+        let mut outgoing = self.outgoing();
+        outgoing.frames.push_back((frame, None));
+        if outgoing.frames.len() == 1 {
+            self.write(&mut outgoing);
+        }
+        if !outgoing.frames.is_empty() {
+            self.more.notify_one();
+        }
+        let Outgoing { frames, next, .. } = &mut *outgoing;
+        for (frame, kept) in frames.iter_mut().filter(|(_, kept)| kept.is_none()) {
+            resume::put(&format!("answer/{}/{next:016}", self.number), frame);
+            *kept = Some(*next);
+            *next += 1;
+        }
+    }
+
+    /// Writes what the socket takes. Within a step.
+    fn write(&self, outgoing: &mut Outgoing) {
+        while let Some((frame, kept)) = outgoing.frames.front() {
+            match self
+                .writer
+                .try_write(frame.get(outgoing.written..).unwrap_or_default())
+            {
+                Ok(size) => {
+                    outgoing.written += size;
+                    if outgoing.written < frame.len() {
+                        let written = (outgoing.written as u64).to_le_bytes();
+                        resume::put(&format!("written/{}", self.number), &written);
+                        continue;
+                    }
+                    if let Some(kept) = kept {
+                        resume::remove(&format!("answer/{}/{kept:016}", self.number));
+                    }
+                    resume::remove(&format!("written/{}", self.number));
+                    outgoing.written = 0;
+                    outgoing.frames.pop_front();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // Its reading side will find the end and clear what is on the slate.
+                    log::debug!("a client is gone with its answer unread: {error}");
+                    outgoing.frames.clear();
+                }
+            }
+        }
+    }
+
+    /// Writes, whenever the client reads, what has not been written at once.
+    async fn write_rest(&self) {
+        loop {
+            if self.outgoing().frames.is_empty() {
+                self.more.notified().await;
+            }
+            if self.writer.writable().await.is_err() {
+                return;
+            }
+            let _step = resume::step();
+            let mut outgoing = self.outgoing();
+            self.write(&mut outgoing);
+            self.less.notify_one();
+        }
+    }
+}
+
+/// The last connection's number.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
+impl Connection {
+    /// A new one. In the step in which it was accepted.
+    pub(crate) fn new(socket: UnixStream) -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
+        resume::put(&format!("conn/{number}"), &socket.as_raw_fd().to_le_bytes());
+        Self::bare(socket, number)
+    }
+
+    fn bare(socket: UnixStream, number: u64) -> Self {
+        Self {
+            socket,
+            number,
+            reading: Reading::default(),
+            calls: Vec::new(),
+            outgoing: Outgoing::default(),
+        }
+    }
+
+    /// All that the image before has served.
+    pub(crate) fn restore(inherited: &mut Inherited) -> Vec<Self> {
+        let mut restored = Vec::new();
+        for (number, fd) in inherited.all("conn/") {
+            let socket =
+                number
+                    .parse()
+                    .ok()
+                    .zip(fd.first_chunk::<4>())
+                    .map(|(number, fd): (u64, _)| {
+                        let fd = inherited.descriptor(i32::from_le_bytes(*fd))?;
+                        let socket = UnixStream::from_std(fd.into())?;
+                        Ok::<_, io::Error>((number, socket))
+                    });
+            match socket {
+                Some(Ok((number, socket))) => {
+                    NUMBER.fetch_max(number, Ordering::Relaxed);
+                    let mut connection = Self::bare(socket, number);
+                    connection.take_over(inherited);
+                    restored.push(connection);
+                }
+                Some(Err(error)) => {
+                    log::error!("connection {number} cannot be gone on with: {error}")
+                }
+                None => log::error!("connection {number} cannot be read"),
+            }
+        }
+        restored
+    }
+
+    fn take_over(&mut self, inherited: &mut Inherited) {
+        let number = self.number;
+        for (_, piece) in inherited.all(&format!("rx/{number}/")) {
+            self.reading.bytes.extend(piece);
+            self.reading.pieces += 1;
+        }
+        let count = |bytes: Option<Vec<u8>>| {
+            bytes
+                .and_then(|bytes| bytes.first_chunk::<8>().copied())
+                .map_or(0, u64::from_le_bytes)
+        };
+        self.reading.skip = count(inherited.bytes(&format!("skip/{number}")));
+        let written = count(inherited.bytes(&format!("written/{number}")));
+        self.outgoing.written = usize::try_from(written).unwrap_or(0);
+        for (place, frame) in inherited.all(&format!("answer/{number}/")) {
+            let place = place.parse().unwrap_or(0);
+            self.outgoing.next = place + 1;
+            self.outgoing.frames.push_back((frame, Some(place)));
+        }
+        for (stream, bytes) in inherited.all(&format!("call/{number}/")) {
+            let Some((stream, mut call)) = stream
+                .parse()
+                .ok()
+                .and_then(|stream| Some((stream, Call::decode(stream, &bytes)?)))
+            else {
+                log::error!("request {stream} of connection {number} cannot be read");
+                continue;
+            };
+            let request = RequestId {
+                connection: number,
+                stream,
+            };
+            if let Some(outcome) = inherited.bytes(&request.outcome_key()) {
+                request::restore_outcome(request, &outcome);
+            }
+            call.crashes = if image::was_quick() {
+                call.crashes + 1
+            } else {
+                0
+            };
+            resume::put(&request.call_key(), &call.encode());
+            self.calls.push((stream, call));
+        }
+    }
+}
+
 /// Serves one connection until its client closes it.
 ///
 /// # Errors
 /// What the socket reports.
+#[cfg(test)]
 pub(crate) async fn serve(socket: UnixStream, handler: Arc<impl Handler>) -> io::Result<()> {
-    let (mut reader, mut writer) = socket.into_split();
-    let (responses, mut outgoing) = mpsc::channel::<Vec<u8>>(RESPONSES);
+    serve_connection(Connection::new(socket), handler).await
+}
+
+/// Serves one connection until its client closes it.
+///
+/// # Errors
+/// What the socket reports.
+pub(crate) async fn serve_connection(
+    connection: Connection,
+    handler: Arc<impl Handler>,
+) -> io::Result<()> {
+    let number = connection.number;
+    let result = go_on(connection, handler).await;
+    // Nobody is left to be answered.
+    let _step = resume::step();
+    for what in ["conn", "skip", "written"] {
+        resume::remove(&format!("{what}/{number}"));
+    }
+    for what in ["rx", "call", "answer", "outcome"] {
+        resume::remove_all(&format!("{what}/{number}/"));
+    }
+    result
+}
+
+async fn go_on(connection: Connection, handler: Arc<impl Handler>) -> io::Result<()> {
+    let Connection {
+        socket,
+        number,
+        mut reading,
+        calls: restored,
+        outgoing,
+    } = connection;
+    let (reader, writer) = socket.into_split();
+    let line = Arc::new(Line {
+        number,
+        writer,
+        outgoing: Mutex::new(outgoing),
+        more: Notify::new(),
+        less: Notify::new(),
+    });
     let mut calls = JoinSet::new();
     // Within the set, so that it ends with the connection.
-    calls.spawn(async move {
-        while let Some(frame) = outgoing.recv().await {
-            if let Err(error) = writer.write_all(&frame).await {
-                log::debug!("a client is gone with its answer unread: {error}");
-                return;
+    let writing = Arc::clone(&line);
+    calls.spawn(async move { writing.write_rest().await });
+    for (_, call) in restored {
+        calls.spawn(carry_out(call, Arc::clone(&line), Arc::clone(&handler)));
+    }
+    loop {
+        while line.outgoing().frames.len() > RESPONSES {
+            line.less.notified().await;
+        }
+        reader.readable().await?;
+        while calls.try_join_next().is_some() {}
+        let mut frames = Vec::new();
+        {
+            // What is read is gone from the socket: in the same step it is on the slate.
+            let _step = resume::step();
+            let mut buffer = [0u8; CHUNK];
+            match reader.try_read(&mut buffer) {
+                Ok(0) if reading.bytes.is_empty() && reading.skip == 0 => return Ok(()),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(size) => {
+                    reading.feed(number, buffer.get(..size).unwrap_or_default(), &mut frames);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error),
+            }
+            for (header, payload) in frames {
+                if header.kind != REQUEST {
+                    // Streams are not part of the task service; a stray close is not worth an answer.
+                    continue;
+                }
+                let call = Call {
+                    deadline: deadline_of(&payload),
+                    crashes: 0,
+                    header,
+                    payload,
+                };
+                let request = RequestId {
+                    connection: number,
+                    stream: header.stream,
+                };
+                resume::put(&request.call_key(), &call.encode());
+                if calls.len() > OPEN {
+                    let fault = Fault::new(
+                        Code::RESOURCE_EXHAUSTED,
+                        "too many open requests on this connection",
+                    );
+                    line.answer(request, encode(header.stream, Err(fault)));
+                } else {
+                    calls.spawn(carry_out(call, Arc::clone(&line), Arc::clone(&handler)));
+                }
             }
         }
-    });
-    loop {
-        // Not in a select: a frame that is half read must not be dropped.
-        let frame = read_frame(&mut reader).await?;
-        while calls.try_join_next().is_some() {}
-        let Some((header, payload)) = frame else {
-            return Ok(());
-        };
-        if header.kind != REQUEST {
-            // Streams are not part of the task service; a stray close is not worth an answer.
-            continue;
-        }
-        let (handler, responses) = (Arc::clone(&handler), responses.clone());
-        let full = calls.len() > OPEN;
-        calls.spawn(async move {
-            let result = if full {
-                Err(Fault::new(
-                    Code::RESOURCE_EXHAUSTED,
-                    "too many open requests on this connection",
-                ))
-            } else {
-                answer(header, &payload, handler.as_ref()).await
-            };
-            let frame = encode(header.stream, result);
-            // Err: the writer is gone and with it the client.
-            let _ = responses.send(frame).await;
-        });
     }
 }
 
-async fn answer(header: Header, payload: &[u8], handler: &impl Handler) -> Result<Vec<u8>, Fault> {
+/// When the caller of a request gives up, in milliseconds since 1970; 0: never.
+fn deadline_of(payload: &[u8]) -> u64 {
+    Request::parse_from_bytes(payload)
+        .ok()
+        .and_then(|request| u64::try_from(request.timeout_nano).ok())
+        .filter(|nanos| *nanos > 0)
+        .map_or(0, |nanos| {
+            now_ms().saturating_add((nanos / 1_000_000).max(1))
+        })
+}
+
+/// Answers one request.
+async fn carry_out(call: Call, line: Arc<Line>, handler: Arc<impl Handler>) {
+    let stream = call.header.stream;
+    let request = RequestId {
+        connection: line.number,
+        stream,
+    };
+    let result = if call.crashes >= POISON {
+        Err(Fault::new(
+            Code::INTERNAL,
+            format!(
+                "the shim failed {POISON} times in a row while this request was open, and does not try it again (the container is untouched): incident {}",
+                image::lives().incident.unwrap_or_default()
+            ),
+        ))
+    } else {
+        request::answering(request, answer(call, handler.as_ref())).await
+    };
+    line.answer(request, encode(stream, result));
+}
+
+async fn answer(call: Call, handler: &impl Handler) -> Result<Vec<u8>, Fault> {
+    let header = call.header;
     if header.stream.is_multiple_of(2) {
         return Err(Fault::invalid("stream id must be odd"));
     }
@@ -123,18 +547,19 @@ async fn answer(header: Header, payload: &[u8], handler: &impl Handler) -> Resul
             ),
         ));
     }
-    let request = Request::parse_from_bytes(payload)
+    let request = Request::parse_from_bytes(&call.payload)
         .map_err(|error| Fault::invalid(format!("decode the request: {error}")))?;
+    let (deadline, started) = (call.deadline, now_ms());
+    drop(call.payload);
     let name = format!("{}/{}", request.service, request.method);
-    let call = contain(handler.handle(&request.service, &request.method, &request.payload));
-    let limit = u64::try_from(request.timeout_nano)
-        .ok()
-        .filter(|nanos| *nanos > 0);
-    let outcome = match limit {
-        Some(nanos) => tokio::time::timeout(Duration::from_nanos(nanos), call)
+    let answer = contain(handler.handle(&request.service, &request.method, &request.payload));
+    let outcome = if deadline > 0 {
+        let limit = Duration::from_millis(deadline.saturating_sub(started));
+        tokio::time::timeout(limit, answer)
             .await
-            .map_err(|_| Fault::deadline(format!("{name}: the caller's deadline has passed")))?,
-        None => call.await,
+            .map_err(|_| Fault::deadline(format!("{name}: the caller's deadline has passed")))?
+    } else {
+        answer.await
     };
     outcome.unwrap_or_else(|panic| {
         let incident = take_incident().unwrap_or_default();
@@ -168,7 +593,8 @@ fn encode(stream: u32, result: Result<Vec<u8>, Fault>) -> Vec<u8> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
-    use crate::wire::client;
+    use crate::wire::{client, read_frame};
+    use tokio::io::AsyncWriteExt;
 
     struct Echo;
 

@@ -17,10 +17,13 @@ impl Owner {
                         launch: None,
                         delete: None,
                     };
+                    if resume::is_on() {
+                        resume::put(&keep::spec_key(&self.id, &id), &exec.spec);
+                    }
                     self.execs.insert(id, exec);
                     self.settle();
                 }
-                let _ = reply.send(result);
+                reply.send(result);
             }
             Command::Kill {
                 exec,
@@ -30,11 +33,11 @@ impl Owner {
             } => self.kill(exec, signal, all, reply),
             Command::Delete(Some(id), reply) => self.delete_exec(&id, reply),
             Command::Resize(exec, rows, columns, reply) => {
-                let _ = reply.send(self.resize(exec.as_ref(), rows, columns));
+                reply.send(self.resize(exec.as_ref(), rows, columns));
             }
             Command::CloseIo(exec, reply) => {
                 let result = self.side(exec.as_ref()).map(|side| side.io.close_stdin());
-                let _ = reply.send(result);
+                reply.send(result);
             }
             Command::Start(None, _)
             | Command::Delete(None, _)
@@ -88,29 +91,48 @@ impl Owner {
 
     pub(super) fn start(&mut self, reply: Reply<u32>) {
         if let Err(refusal) = self.model.begin_start() {
-            let _ = reply.send(Err(refusal.into()));
+            reply.send(Err(refusal.into()));
             return;
         }
         self.underway = Some(Underway::Start(reply));
+        self.run_start(None);
+    }
+
+    /// Runs the runtime's `start`, or goes on with it.
+    pub(super) fn run_start(&self, begun: Option<RestoredJob>) {
         let (runtime, reaper) = (self.runtime.clone(), Arc::clone(&self.shim.reaper));
         self.later(async move {
-            let result = runtime.run(&reaper, Call::new("start", start_limit())).await;
+            let result = match begun {
+                Some(job) => runtime.run_on(job).await,
+                None => {
+                    let call = Call::new("start", start_limit()).kept("start");
+                    runtime.run(&reaper, call).await
+                }
+            };
             Event::StartDone(result.map_err(|error| error.fault("OCI runtime start failed")))
         });
     }
 
     pub(super) fn start_exec(&mut self, id: &ExecId, reply: Reply<u32>) {
         if let Err(refusal) = self.model.exec_begin_start(id) {
-            let _ = reply.send(Err(refusal.into()));
+            reply.send(Err(refusal.into()));
             return;
         }
         let Some(exec) = self.execs.get_mut(id) else {
-            let _ = reply.send(Err(Fault::not_found(&format!(
+            reply.send(Err(Fault::not_found(&format!(
                 "process does not exist {id}"
             ))));
             return;
         };
         exec.start = Some(reply);
+        self.run_exec(id, None);
+    }
+
+    /// Runs the runtime's `exec`, or goes on with it.
+    pub(super) fn run_exec(&mut self, id: &ExecId, begun: Option<RestoredJob>) {
+        let Some(exec) = self.execs.get_mut(id) else {
+            return;
+        };
         exec.began = Instant::now();
         let (spec, launcher) = (
             exec.spec.clone(),
@@ -130,7 +152,10 @@ impl Owner {
                     answer.await.unwrap_or(false)
                 }
             };
-            let result = launcher.exec(&id, &spec, register).await;
+            let result = match begun {
+                Some(job) => launcher.exec_on(&id, job, register).await,
+                None => launcher.exec(&id, &spec, register).await,
+            };
             Event::ExecDone(id, result)
         });
         if let Some(exec) = self.execs.get_mut(id) {
@@ -140,13 +165,28 @@ impl Owner {
 
     pub(super) fn kill(&mut self, exec: Option<ExecId>, signal: i32, all: bool, reply: Reply<()>) {
         if !(0..=64).contains(&signal) {
-            let _ = reply.send(Err(Fault::invalid(format!("signal {signal}"))));
+            reply.send(Err(Fault::invalid(format!("signal {signal}"))));
+            return;
+        }
+        let again = reply
+            .request()
+            .is_some_and(|request| self.killing.contains(&request));
+        if again && all && signal != libc::SIGKILL {
+            reply.send(Err(Fault::new(
+                Code::UNAVAILABLE,
+                format!("the shim failed while signal {signal} was being sent to all processes: some may have got it"),
+            )));
             return;
         }
         let process = match self.target(exec.as_ref()) {
             Ok(process) => process,
+            // Asked by a request that the image before has carried out.
+            Err(_) if again => {
+                reply.send(Ok(()));
+                return;
+            }
             Err(fault) => {
-                let _ = reply.send(Err(fault));
+                reply.send(Err(fault));
                 return;
             }
         };
@@ -178,6 +218,14 @@ impl Owner {
         if signal == libc::SIGKILL {
             self.thaw_for_kill();
         }
+        // What is answered later must not be done again by the next image.
+        if let Some(request) = reply.request()
+            && resume::is_on()
+        {
+            self.killing
+                .retain(|request| resume::has(&request.call_key()));
+            self.killing.push(request);
+        }
         match (all && exec.is_none(), self.cgroup.clone()) {
             (true, Some(cgroup)) => {
                 let (all, target) = (Arc::clone(&cgroup), Arc::clone(&process));
@@ -198,7 +246,7 @@ impl Owner {
                     if signal == libc::SIGKILL && result.is_ok() {
                         result = stuck::after_kill(&process, Some(cgroup)).await;
                     }
-                    let _ = reply.send(result);
+                    reply.send(result);
                 });
             }
             (_, cgroup) => match process.signal(signal) {
@@ -206,11 +254,11 @@ impl Owner {
                     // The others of the cgroup are waited for by an init, not by an exec.
                     let cgroup = cgroup.filter(|_| exec.is_none());
                     tokio::spawn(async move {
-                        let _ = reply.send(stuck::after_kill(&process, cgroup).await);
+                        reply.send(stuck::after_kill(&process, cgroup).await);
                     });
                 }
                 sent => {
-                    let _ = reply.send(sent.map_err(|error| kill_fault(&error)));
+                    reply.send(sent.map_err(|error| kill_fault(&error)));
                 }
             },
         }
@@ -301,7 +349,7 @@ impl Owner {
             self.model.begin_resume()
         };
         if let Err(refusal) = begun {
-            let _ = reply.send(Err(refusal.into()));
+            reply.send(Err(refusal.into()));
             return;
         }
         self.underway = Some(if freeze {
@@ -309,6 +357,11 @@ impl Owner {
         } else {
             Underway::Resume(reply)
         });
+        self.run_freeze(freeze);
+    }
+
+    /// Freezes or thaws; may be repeated.
+    pub(super) fn run_freeze(&self, freeze: bool) {
         let cgroup = self.cgroup.clone();
         let work = tokio::task::spawn_blocking(move || {
             let cgroup =
@@ -346,28 +399,36 @@ impl Owner {
             }
         });
         if let Err(fault) = may {
-            let _ = reply.send(Err(fault));
+            reply.send(Err(fault));
             return;
         }
         self.underway = Some(Underway::Update(reply));
-        let call = checkpoint_call(&request, &self.options, &self.bundle);
+        let call = checkpoint_call(&request, &self.options, &self.bundle).kept("checkpoint");
+        self.run_checkpoint(Ok(call));
+    }
+
+    /// Runs the runtime's `checkpoint`, or goes on with it.
+    pub(super) fn run_checkpoint(&self, call: Result<Call, RestoredJob>) {
         let (runtime, reaper) = (self.runtime.clone(), Arc::clone(&self.shim.reaper));
         self.later(async move {
-            let result = runtime.run(&reaper, call).await;
+            let result = match call {
+                Ok(call) => runtime.run(&reaper, call).await,
+                Err(begun) => runtime.run_on(begun).await,
+            };
             Event::UpdateDone(result.map_err(|error| error.fault("OCI runtime checkpoint failed")))
         });
     }
 
     pub(super) fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) {
         if let Err(refusal) = self.model.may_update() {
-            let _ = reply.send(Err(refusal.into()));
+            reply.send(Err(refusal.into()));
             return;
         }
         let resources: oci_spec::runtime::LinuxResources = match serde_json::from_slice(&resources)
         {
             Ok(resources) => resources,
             Err(error) => {
-                let _ = reply.send(Err(Fault::invalid(format!("resources: {error}"))));
+                reply.send(Err(Fault::invalid(format!("resources: {error}"))));
                 return;
             }
         };
@@ -419,7 +480,7 @@ impl Owner {
                     .map_or_else(Fault::from, |_| Fault::unknown("delete"));
                 tokio::spawn(async move {
                     let stuck = stuck::refusal(&refusal.text, Some(pid), cgroup).await;
-                    let _ = reply.send(Err(stuck.unwrap_or(refusal)));
+                    reply.send(Err(stuck.unwrap_or(refusal)));
                 });
             }
             Init::Creating(_)
@@ -436,7 +497,7 @@ impl Owner {
 
     pub(super) fn defer_delete(&mut self, reply: Reply<Remains>) {
         if self.deferred_delete.is_some() {
-            let _ = reply.send(Err(Fault::new(
+            reply.send(Err(Fault::new(
                 Code::UNAVAILABLE,
                 "delete is still on its way: try again",
             )));
@@ -451,16 +512,22 @@ impl Owner {
 
     pub(super) fn delete_now(&mut self, reply: Reply<Remains>) {
         if let Err(refusal) = self.model.begin_delete() {
-            let _ = reply.send(Err(refusal.into()));
+            reply.send(Err(refusal.into()));
             return;
         }
         self.underway = Some(Underway::Delete(reply));
+        self.run_delete(None);
+    }
+
+    /// Clears everything, or goes on with it.
+    pub(super) fn run_delete(&self, begun: Option<RestoredJob>) {
         let work = remove::container(
             Arc::clone(&self.shim.reaper),
             self.runtime.clone(),
             Arc::clone(&self.init.io),
             (!self.mounts.is_empty()).then(|| self.bundle.join("rootfs")),
             self.cgroup.clone(),
+            begun,
         );
         // Exec processes that outlived init are told before the delete is.
         let execs: Vec<(P, watch::Receiver<Option<Ended>>)> = self
@@ -497,25 +564,33 @@ impl Owner {
     pub(super) fn delete_exec(&mut self, id: &ExecId, reply: Reply<Remains>) {
         match self.model.exec_begin_delete(id) {
             Err(refusal) => {
-                let _ = reply.send(Err(refusal.into()));
+                reply.send(Err(refusal.into()));
             }
             Ok(_) => {
                 let Some(exec) = self.execs.get_mut(id) else {
-                    let _ = reply.send(Err(Fault::not_found(&format!(
+                    reply.send(Err(Fault::not_found(&format!(
                         "process does not exist {id}"
                     ))));
                     return;
                 };
                 exec.delete = Some(reply);
-                let (io, id) = (Arc::clone(&exec.side.io), id.clone());
-                self.later(async move {
-                    if let Err(held) = io.drain(remove::drain_limit()).await {
-                        log::warn!("delete of exec {id}: {held}");
-                    }
-                    Event::ExecCleared(id)
-                });
+                self.clear_exec(id);
             }
         }
+    }
+
+    /// Clears an exec process; may be repeated.
+    pub(super) fn clear_exec(&self, id: &ExecId) {
+        let Some(exec) = self.execs.get(id) else {
+            return;
+        };
+        let (io, id) = (Arc::clone(&exec.side.io), id.clone());
+        self.later(async move {
+            if let Err(held) = io.drain(remove::drain_limit()).await {
+                log::warn!("delete of exec {id}: {held}");
+            }
+            Event::ExecCleared(id)
+        });
     }
 }
 
@@ -568,8 +643,8 @@ fn kill_fault(error: &std::io::Error) -> Fault {
 
 fn refuse(command: Command, fault: &Fault) {
     match command {
-        Command::Start(_, reply) => drop(reply.send(Err(fault.clone()))),
-        Command::Delete(_, reply) => drop(reply.send(Err(fault.clone()))),
+        Command::Start(_, reply) => reply.send(Err(fault.clone())),
+        Command::Delete(_, reply) => reply.send(Err(fault.clone())),
         Command::Exec(_, _, _, reply)
         | Command::Kill { reply, .. }
         | Command::Pause(reply)
@@ -577,6 +652,6 @@ fn refuse(command: Command, fault: &Fault) {
         | Command::Update(_, reply)
         | Command::Checkpoint(_, reply)
         | Command::Resize(_, _, _, reply)
-        | Command::CloseIo(_, reply) => drop(reply.send(Err(fault.clone()))),
+        | Command::CloseIo(_, reply) => reply.send(Err(fault.clone())),
     }
 }

@@ -3,6 +3,35 @@
 use super::*;
 
 impl Owner {
+    /// Goes on with a create of the image before: with the runtime at work, or from the beginning.
+    pub(super) fn go_on_creating(&self, begun: Option<RestoredJob>) {
+        let (launcher, mounts, events) = (
+            self.launcher(&self.init),
+            self.mounts.clone(),
+            self.events.clone(),
+        );
+        self.later(async move {
+            let register = |child| {
+                let events = events.clone();
+                async move {
+                    let (stored, answer) = oneshot::channel();
+                    let _ = events.send(Event::InitRegistered(child, stored)).await;
+                    answer.await.unwrap_or(false)
+                }
+            };
+            Event::CreateDone(match begun {
+                Some(job) => launcher.create_on(job, !mounts.is_empty(), register).await,
+                None => match launcher.options.write(&launcher.bundle) {
+                    Ok(()) => launcher.create_again(mounts, register).await,
+                    Err(error) => Err(Fault::unknown(format!(
+                        "write the options into {}: {error}",
+                        launcher.bundle.display()
+                    ))),
+                },
+            })
+        });
+    }
+
     pub(super) fn begin_create(&self) {
         let (launcher, mounts, events) = (
             self.launcher(&self.init),
@@ -32,6 +61,7 @@ impl Owner {
     }
 
     pub(super) fn create_done(&mut self, result: Result<(), Fault>) {
+        self.runtime.forget("create");
         let result = result.and_then(|()| self.model.create_done().map_err(Fault::from));
         match result {
             Ok(process) => {
@@ -42,7 +72,7 @@ impl Owner {
                 self.journal = Some(Arc::new(Mutex::new(BundleJournal::create(&self.bundle))));
                 self.settle();
                 if let Some(reply) = self.created.take() {
-                    let _ = reply.send(Ok(process.pid()));
+                    reply.send(Ok(process.pid()));
                 }
             }
             Err(fault) => {
@@ -64,7 +94,7 @@ impl Owner {
                 self.record(Record::new(Kind::Container, &reason, Timestamp::now()));
                 log::error!("{}: {}", self.id, fault.text);
                 if let Some(reply) = self.created.take() {
-                    let _ = reply.send(Err(fault));
+                    reply.send(Err(fault));
                 }
             }
         }

@@ -11,6 +11,9 @@ impl Owner {
                 let _ = stored.send(true);
             }
             Event::InitEnded(ended) => {
+                if let Some(process) = self.model.init().process() {
+                    forget_end(process.pid());
+                }
                 self.tell_oom();
                 if self.config.kill_all_on_exit {
                     self.kill_rest();
@@ -23,19 +26,20 @@ impl Owner {
                 let done = self.model.pause_done(result.is_ok()).map_err(Fault::from);
                 self.settle();
                 if let Some(Underway::Pause(reply)) = self.underway.take() {
-                    let _ = reply.send(result.and(done));
+                    reply.send(result.and(done));
                 }
             }
             Event::ResumeDone(result) => {
                 let done = self.model.resume_done(result.is_ok()).map_err(Fault::from);
                 self.settle();
                 if let Some(Underway::Resume(reply)) = self.underway.take() {
-                    let _ = reply.send(result.and(done));
+                    reply.send(result.and(done));
                 }
             }
             Event::UpdateDone(result) => {
+                self.runtime.forget("checkpoint");
                 if let Some(Underway::Update(reply)) = self.underway.take() {
-                    let _ = reply.send(result);
+                    reply.send(result);
                 }
             }
             Event::DeleteDone(result) => self.delete_done(result),
@@ -50,7 +54,7 @@ impl Owner {
                             Some(pid) => describe(pid).await,
                             None => "waiting for its exec processes".to_owned(),
                         };
-                        let _ = reply.send(Err(Fault::new(
+                        reply.send(Err(Fault::new(
                             Code::FAILED_PRECONDITION,
                             format!(
                                 "delete: the killed init process has not ended within {END_LIMIT:?}: {state}: failed precondition"
@@ -73,6 +77,7 @@ impl Owner {
                 let _ = stored.send(known);
             }
             Event::ExecEnded(id, process, ended) => {
+                forget_end(process.pid());
                 self.tell_oom();
                 let current = match self.model.exec(&id) {
                     Some(Exec::Registered(current, _) | Exec::Running(current)) => {
@@ -99,13 +104,14 @@ impl Owner {
             }
             Event::ExecCleared(id) => {
                 self.model.exec_deleted(&id);
+                resume::remove(&keep::spec_key(&self.id, &id));
                 let _ = std::fs::remove_file(launch::pid_file(&self.bundle, &id));
                 if let Some(exec) = self.execs.remove(&id)
                     && let Some(reply) = exec.delete
                 {
                     let ended = *exec.side.exit.borrow();
                     let pid = exec.side.identity.map_or(0, |identity| identity.pid);
-                    let _ = reply.send(Ok(Remains { pid, ended }));
+                    reply.send(Ok(Remains { pid, ended }));
                 }
             }
             Event::LaunchesOverdue => self.give_up_launches(),
@@ -207,6 +213,7 @@ impl Owner {
     }
 
     pub(super) fn start_done(&mut self, result: Result<(), Fault>) {
+        self.runtime.forget("start");
         let pid = match self.model.init() {
             Init::Starting(process, _) => process.pid(),
             _ => 0,
@@ -223,11 +230,12 @@ impl Owner {
         self.model.start_done(result.is_ok());
         self.settle();
         if let Some(Underway::Start(reply)) = self.underway.take() {
-            let _ = reply.send(result.map(|()| pid));
+            reply.send(result.map(|()| pid));
         }
     }
 
     pub(super) fn exec_done(&mut self, id: &ExecId, result: Result<(), Fault>) {
+        self.runtime.forget(&launch::exec_job(id));
         // A process whose start failed after it was made must not stay.
         if result.is_err()
             && let Some(Exec::Registered(process, None)) = self.model.exec(id)
@@ -275,11 +283,12 @@ impl Owner {
             exec.start.take()
         });
         if let Some(reply) = start {
-            let _ = reply.send(outcome.map(|process| process.pid()));
+            reply.send(outcome.map(|process| process.pid()));
         }
     }
 
     pub(super) fn delete_done(&mut self, result: Result<Vec<String>, Fault>) {
+        self.runtime.forget("delete");
         let remains = match self.model.init() {
             Init::Deleting(process, ended) => Remains {
                 pid: process.pid(),
@@ -324,7 +333,7 @@ impl Owner {
             }
         };
         if let Some(Underway::Delete(reply)) = self.underway.take() {
-            let _ = reply.send(answer);
+            reply.send(answer);
         }
     }
 

@@ -1,0 +1,314 @@
+//! The shim fails, and nobody but its log notices.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use holdfast_integration::containerd::{Containerd, peer};
+use holdfast_integration::deadline::eventually;
+use holdfast_integration::leaks::is_alive;
+use holdfast_integration::pty::Terminal;
+use holdfast_integration::shim::Shim;
+use holdfast_integration::{on_containerds, skip};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+on_containerds! {
+    a_wait_is_answered_by_the_next_image;
+    every_fatal_signal_is_survived;
+    output_and_input_lose_no_byte;
+    a_terminal_goes_on;
+    changes_under_way_are_done_once;
+    twenty_containers_survive_a_hundred_crashes;
+}
+
+const CRASHES: [Signal; 5] = [
+    Signal::SIGSEGV,
+    Signal::SIGBUS,
+    Signal::SIGABRT,
+    Signal::SIGILL,
+    Signal::SIGFPE,
+];
+
+/// What tells one image of a process from the next: where the kernel put its stack.
+fn image(pid: i32) -> Option<String> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let stack = maps.lines().find(|line| line.ends_with("[stack]"))?;
+    Some(stack.split(' ').next()?.to_owned())
+}
+
+/// Sends a signal that ends the image, and waits until the next one is there.
+#[track_caller]
+fn crash(shim: i32, signal: Signal) {
+    let before = image(shim).expect("the shim lives");
+    kill(Pid::from_raw(shim), signal).expect("the shim lives");
+    eventually("the next image", Duration::from_secs(20), || {
+        let now = image(shim);
+        assert!(is_alive(shim), "{signal} was the end of the shim");
+        now.filter(|now| *now != before)
+    });
+}
+
+fn not_ours(test: &str) -> bool {
+    if peer() {
+        skip(test, "containerd's own shim dies of it");
+    }
+    peer()
+}
+
+fn said_about(containerd: &Containerd) -> Vec<String> {
+    let log = containerd.log();
+    log.lines()
+        .filter(|line| line.contains("shim disconnected") || line.contains("cleaning up"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn a_wait_is_answered_by_the_next_image(containerd: &Containerd) {
+    if not_ours("a_wait_is_answered_by_the_next_image") {
+        return;
+    }
+    let mut client = containerd.spawn_run(
+        "box",
+        &["--rm"],
+        &["sh", "-c", "echo ready; until test -e /tmp/now; do usleep 10000; done; exit 42"],
+        None,
+    );
+    eventually("the container runs", Duration::from_secs(30), || {
+        client.output().contains("ready").then_some(())
+    });
+    let pid = containerd.task("box").expect("a task").pid;
+    let shim = Shim::of(containerd, "box").pid("box");
+    crash(shim, Signal::SIGSEGV);
+    assert!(is_alive(pid));
+    let task = containerd.task("box").expect("the task is known");
+    assert_eq!((task.pid, task.status.as_str()), (pid, "RUNNING"));
+    assert_eq!(Shim::of(containerd, "box").pid("box"), shim);
+    // containerd logs the end of any shim, so this is asked for before.
+    assert_eq!(said_about(containerd), Vec::<String>::new());
+    let touched = containerd.exec("box", "x", &[], &["touch", "/tmp/now"]);
+    assert_eq!(touched.code(), 0, "{touched}");
+    assert_eq!(client.code(), 42);
+}
+
+fn every_fatal_signal_is_survived(containerd: &Containerd) {
+    if not_ours("every_fatal_signal_is_survived") {
+        return;
+    }
+    let pid = containerd.start_task("box", &[], &["sleep", "600"]);
+    let shim = Shim::of(containerd, "box").pid("box");
+    for signal in CRASHES {
+        crash(shim, signal);
+        let code = containerd
+            .exec("box", "x", &[], &["sh", "-c", "exit 3"])
+            .code();
+        assert_eq!(code, 3, "after {signal}");
+        assert!(is_alive(pid));
+        thread::sleep(SPACING);
+    }
+    containerd.end_task("box");
+}
+
+/// Images that live shorter are a loop, which is another matter.
+const SPACING: Duration = Duration::from_millis(600);
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Ends images, one after the other, until told to stop; how many.
+fn crash_on(shim: i32, stop: &AtomicBool) -> usize {
+    let mut count = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let began = Instant::now();
+        crash(shim, CRASHES[count % CRASHES.len()]);
+        count += 1;
+        thread::sleep(SPACING.saturating_sub(began.elapsed()));
+    }
+    count
+}
+
+fn output_and_input_lose_no_byte(containerd: &Containerd) {
+    if not_ours("output_and_input_lose_no_byte") {
+        return;
+    }
+    let mut client = containerd.spawn_run("cat", &["--rm"], &["cat"], None);
+    eventually("the container runs", LIMIT, || {
+        containerd
+            .task("cat")
+            .filter(|task| task.status == "RUNNING")
+    });
+    let shim = Shim::of(containerd, "cat").pid("cat");
+    let mut stdin = client.child.stdin.take().expect("a pipe");
+    let sent = Arc::new(AtomicUsize::new(0));
+    let lines = Arc::clone(&sent);
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let feeding = thread::spawn(move || {
+        // As fast as the far end takes it, so that there is always something on its way.
+        while !stopped.load(Ordering::SeqCst) {
+            let from = lines.load(Ordering::SeqCst);
+            let block: String = (from..from + 2000).map(|n| format!("{n:015}\n")).collect();
+            stdin.write_all(block.as_bytes()).expect("the client reads");
+            lines.store(from + 2000, Ordering::SeqCst);
+        }
+    });
+    for n in 0..12 {
+        let before = sent.load(Ordering::SeqCst);
+        crash(shim, CRASHES[n % CRASHES.len()]);
+        eventually("bytes go on", LIMIT, || {
+            (sent.load(Ordering::SeqCst) > before + 20_000).then_some(())
+        });
+        thread::sleep(SPACING);
+    }
+    stop.store(true, Ordering::SeqCst);
+    feeding.join().unwrap();
+    assert_eq!(client.code(), 0);
+    let output = client.output();
+    let mut wrong = output
+        .lines()
+        .enumerate()
+        .filter(|(n, line)| *line != format!("{n:015}"));
+    assert_eq!(wrong.next(), None);
+    assert_eq!(output.len(), sent.load(Ordering::SeqCst) * 16);
+}
+
+fn a_terminal_goes_on(containerd: &Containerd) {
+    if not_ours("a_terminal_goes_on") {
+        return;
+    }
+    let (mut terminal, slave) = Terminal::pair();
+    let mut client = containerd.spawn_run("tty", &["--rm", "-t"], &["sh"], Some(slave));
+    terminal.type_in("echo mark-$((40+2))\n");
+    terminal.expect("mark-42", LIMIT);
+    let shim = Shim::of(containerd, "tty").pid("tty");
+    if std::env::var_os("DBG").is_some() {
+        std::process::Command::new("strace").args(["-f","-o","/tmp/reexec-strace","-p",&shim.to_string()]).spawn().unwrap();
+        thread::sleep(Duration::from_secs(1));
+    }
+    for n in 0..3 {
+        crash(shim, Signal::SIGSEGV);
+        terminal.type_in(&format!("echo mark-$((50+{n}))\n"));
+        terminal.expect(&format!("mark-{}", 50 + n), LIMIT);
+        thread::sleep(SPACING);
+    }
+    terminal.type_in("exit 5\n");
+    assert_eq!(client.code(), 5);
+}
+
+/// Every process leaves a line; at the end each has left exactly one, and its exit code was the
+/// right one.
+fn changes_under_way_are_done_once(containerd: &Containerd) {
+    if not_ours("changes_under_way_are_done_once") {
+        return;
+    }
+    containerd.start_task("box", &[], &["sleep", "600"]);
+    let shim = Shim::of(containerd, "box").pid("box");
+    let stop = AtomicBool::new(false);
+    let crashes = thread::scope(|scope| {
+        let crashing = scope.spawn(|| crash_on(shim, &stop));
+        let workers: Vec<_> = (0..3)
+            .map(|worker| {
+                scope.spawn(move || {
+                    for n in 0..40 {
+                        let script = format!("echo {worker}-{n} >> /tmp/left; exit {n}");
+                        let name = format!("x-{worker}-{n}");
+                        let done = containerd.exec("box", &name, &[], &["sh", "-c", &script]);
+                        assert_eq!(done.code(), n, "{name}: {done}");
+                    }
+                })
+            })
+            .collect();
+        let all: Vec<_> = workers.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        stop.store(true, Ordering::SeqCst);
+        let crashes = crashing.join().unwrap();
+        assert!(all.iter().all(Result::is_ok), "a process was lost");
+        crashes
+    });
+    assert!(crashes > 3, "{crashes} crashes are no test");
+    let left = containerd.exec("box", "look", &[], &["sort", "/tmp/left"]);
+    let mut expected: Vec<String> = (0..3)
+        .flat_map(|worker| (0..40).map(move |n| format!("{worker}-{n}")))
+        .collect();
+    expected.sort();
+    assert_eq!(left.ok().lines().collect::<Vec<_>>(), expected);
+    assert_eq!(said_about(containerd), Vec::<String>::new());
+    containerd.end_task("box");
+}
+
+fn twenty_containers_survive_a_hundred_crashes(containerd: &Containerd) {
+    const COUNT: usize = 20;
+    const ENDS: usize = 100;
+    if not_ours("twenty_containers_survive_a_hundred_crashes") {
+        return;
+    }
+    let pod = ["--annotation", "io.containerd.runc.v2.group=pod"];
+    let names: Vec<String> = (0..COUNT).map(|n| format!("c{n:02}")).collect();
+    let mut clients: Vec<_> = names
+        .iter()
+        .enumerate()
+        .map(|(n, name)| {
+            // Numbers, without end, until somebody says stop; then the last one is said again.
+            let script = format!(
+                "n=0; until test -e /tmp/stop; do echo $n; n=$((n+1)); usleep 20000; done; echo last $n; exit {n}"
+            );
+            containerd.spawn_run(name, &[&pod[..], &["--rm"]].concat(), &["sh", "-c", &script], None)
+        })
+        .collect();
+    for client in &clients {
+        eventually("the container runs", Duration::from_secs(60), || {
+            client.output().contains("3\n").then_some(())
+        });
+    }
+    let shim = Shim::of(containerd, &names[0]).pid(&names[0]);
+    assert_eq!(Shim::of(containerd, &names[COUNT - 1]).pid(&names[0]), shim);
+    let pids: Vec<i32> = names
+        .iter()
+        .map(|name| containerd.task(name).expect("a task").pid)
+        .collect();
+    let stop = AtomicBool::new(false);
+    let execs = thread::scope(|scope| {
+        let working = scope.spawn(|| {
+            let mut count = 0;
+            while !stop.load(Ordering::SeqCst) {
+                let (name, code) = (&names[count % COUNT], i32::try_from(count % 100).unwrap());
+                let id = format!("x{count}");
+                let script = format!("exit {code}");
+                let done = containerd.exec(name, &id, &[], &["sh", "-c", &script]);
+                assert_eq!(done.code(), code, "{id}: {done}");
+                count += 1;
+            }
+            count
+        });
+        for n in 0..ENDS {
+            let began = Instant::now();
+            crash(shim, CRASHES[n % CRASHES.len()]);
+            thread::sleep(SPACING.saturating_sub(began.elapsed()));
+        }
+        stop.store(true, Ordering::SeqCst);
+        working.join().unwrap()
+    });
+    println!("{execs} execs during {ENDS} crashes");
+    assert!(execs > 10);
+    for (name, pid) in names.iter().zip(&pids) {
+        let task = containerd.task(name).expect("known");
+        assert_eq!((task.pid, task.status.as_str()), (*pid, "RUNNING"));
+    }
+    assert_eq!(said_about(containerd), Vec::<String>::new());
+    for (n, (name, client)) in names.iter().zip(&mut clients).enumerate() {
+        let told = containerd.exec(name, "end", &[], &["touch", "/tmp/stop"]);
+        assert_eq!(told.code(), 0, "{told}");
+        if n % 4 == 0 {
+            // Some end while there is no image to see it.
+            crash(shim, Signal::SIGSEGV);
+        }
+        assert_eq!(client.code(), i32::try_from(n).unwrap(), "{name}");
+        let output = client.output();
+        let lines: Vec<&str> = output.lines().collect();
+        let (last, numbers) = lines.split_last().expect("output");
+        assert_eq!(*last, format!("last {}", numbers.len()));
+        for (n, line) in numbers.iter().enumerate() {
+            assert_eq!(*line, n.to_string(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The life of one image of the shim: from its handlers to its end, and what the next one says of it.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use holdfast_record::deadline::limit_from_env;
+use holdfast_record::ledger::{Kind, Record};
+use holdfast_record::reason::new_incident;
+use holdfast_record::{ContainerId, Namespace, Reason, Signal, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::inherited::Inherited;
+use super::slate::Slate;
+use super::sys::{self, Cause, Report};
+use crate::sys::memory_file;
+
+/// An image that lived shorter counts for the loop.
+const QUICK: Duration = Duration::from_millis(500);
+/// So many in a row, and only what containers need most is served.
+const DEGRADE_AFTER: u32 = 4;
+/// So many in a row, and the next one waits before it begins.
+const WAIT_AFTER: u32 = 8;
+/// How long it waits.
+const WAIT: Duration = Duration::from_secs(1);
+/// An image that has lived so long serves everything again.
+const RECOVERED: Duration = Duration::from_secs(60);
+/// The argument that names the slate's descriptor.
+pub(crate) const FLAG: &str = "-resume";
+
+/// How long the event loop may be silent before it is asked for a sign of life, and as long again
+/// before it is given up.
+fn patience() -> Duration {
+    limit_from_env("WATCHDOG", Duration::from_secs(5))
+}
+
+/// How the images of this process have fared.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Lives {
+    /// When the present one began, milliseconds since 1970.
+    pub(crate) began: u64,
+    /// When the first one began.
+    pub(crate) first: u64,
+    /// How many there were before the present one.
+    pub(crate) number: u32,
+    /// How many have ended by a fault.
+    pub(crate) faults: u32,
+    /// How many in a row have ended soon after their beginning.
+    pub(crate) quick: u32,
+    /// Only what containers need most is served.
+    pub(crate) degraded: bool,
+    /// The latest incident.
+    pub(crate) incident: Option<String>,
+}
+
+static LIVES: OnceLock<Lives> = OnceLock::new();
+static DEGRADED: AtomicBool = AtomicBool::new(false);
+static QUICK_ENDS: AtomicU32 = AtomicU32::new(0);
+
+fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+}
+
+/// How the images of this process have fared so far.
+pub(crate) fn lives() -> Lives {
+    LIVES.get().cloned().unwrap_or_default()
+}
+
+/// How many images there were before this one: so that names made by one are not made by the next.
+pub(crate) fn number() -> u32 {
+    LIVES.get().map_or(0, |lives| lives.number)
+}
+
+/// Whether only Wait, State, Kill, Delete and what merely reads are served.
+pub(crate) fn is_degraded() -> bool {
+    DEGRADED.load(Ordering::Relaxed)
+}
+
+/// Whether the image before ended soon after its beginning: what it was asked may be the cause.
+pub(crate) fn was_quick() -> bool {
+    QUICK_ENDS.load(Ordering::Relaxed) > 0
+}
+
+/// The end of the image before, to be told once there is somebody to tell it.
+#[derive(Debug)]
+pub(crate) struct Before {
+    report: Report,
+    cause: Cause,
+    lived: Duration,
+}
+
+/// What an image begins with.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    /// What the image before has left; none for the first.
+    pub(crate) inherited: Option<Inherited>,
+    /// How that one ended.
+    pub(crate) before: Option<Before>,
+    /// Asks for a sign of life; see [`answer_watchdog`].
+    pub(crate) probe: Option<OwnedFd>,
+}
+
+/// Begins: as the first image, or with the slate of the one before. First of all, on the main thread.
+///
+/// # Errors
+/// When there is a slate and it cannot be read. Without one there is nothing that must not fail: then
+/// this image is the only one, and says so.
+pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
+    let mut begun = Begun {
+        inherited: None,
+        before: None,
+        probe: None,
+    };
+    let mut lives = Lives {
+        began: now_ms(),
+        first: now_ms(),
+        ..Lives::default()
+    };
+    let slate = match slate {
+        None => memory_file(c"holdfast-slate").and_then(Slate::create),
+        Some(number) => {
+            let file = File::from(sys::inherit(number)?);
+            let (slate, values) = Slate::open(file).map_err(io::Error::other)?;
+            let report = sys::take_report(slate.file());
+            let mut inherited = Inherited::new(values)?;
+            inherited.owned(number);
+            let before: Lives = inherited.json("image").unwrap_or_default();
+            let lived = Duration::from_millis(lives.began.saturating_sub(before.began));
+            lives.first = before.first;
+            lives.number = before.number + 1;
+            lives.incident = before.incident;
+            lives.faults = before.faults;
+            if let Some(cause) = report.cause() {
+                if cause != Cause::Upgrade {
+                    lives.faults += 1;
+                    lives.quick = if lived < QUICK { before.quick + 1 } else { 0 };
+                    lives.degraded =
+                        lives.quick >= DEGRADE_AFTER || (before.degraded && lived < RECOVERED);
+                    lives.incident = Some(incident_of(&report));
+                }
+                begun.before = Some(Before {
+                    report,
+                    cause,
+                    lived,
+                });
+            }
+            begun.inherited = Some(inherited);
+            Ok(slate)
+        }
+    };
+    DEGRADED.store(lives.degraded, Ordering::Relaxed);
+    QUICK_ENDS.store(lives.quick, Ordering::Relaxed);
+    if lives.quick >= WAIT_AFTER {
+        std::thread::sleep(WAIT);
+    }
+    // One that cannot be set up costs the next image, not this one.
+    match slate.and_then(|slate| prepare(slate, &lives)) {
+        Ok(probe) => begun.probe = Some(probe),
+        Err(error) if begun.inherited.is_some() => return Err(error),
+        Err(error) => {
+            log::error!("a fault of this shim would be its end: it cannot prepare for it: {error}");
+        }
+    }
+    let _ = LIVES.set(lives);
+    Ok(begun)
+}
+
+fn prepare(slate: Slate, lives: &Lives) -> io::Result<OwnedFd> {
+    let program = open_program(Path::new("/proc/self/exe"))?;
+    let probe = crate::sys::event_counter()?;
+    let string = |bytes: Vec<u8>| CString::new(bytes).map_err(io::Error::other);
+    let mut arguments = std::env::args_os()
+        .filter(|argument| !argument.to_string_lossy().starts_with(FLAG))
+        .map(|argument| string(argument.into_vec()))
+        .collect::<io::Result<Vec<_>>>()?;
+    arguments.push(string(format!("{FLAG}={}", slate.number()).into_bytes())?);
+    let environment = std::env::vars_os()
+        .map(|(name, value)| {
+            let mut line = name.into_vec();
+            line.push(b'=');
+            line.extend(value.into_vec());
+            string(line)
+        })
+        .collect::<io::Result<Vec<_>>>()?;
+    sys::install(sys::Setup {
+        slate: slate.file(),
+        program: program.as_fd(),
+        arguments,
+        environment,
+        probe: probe.as_fd(),
+        patience: patience(),
+    })?;
+    // The handlers use them until the very end.
+    static KEPT: OnceLock<OwnedFd> = OnceLock::new();
+    let _ = KEPT.set(program);
+    super::set_up(slate);
+    super::put_json("image", lives);
+    Ok(probe)
+}
+
+/// A program to be executed, whatever becomes of its path.
+///
+/// # Errors
+/// See open(2).
+pub(crate) fn open_program(path: &Path) -> io::Result<OwnedFd> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path)
+        .map(OwnedFd::from)
+}
+
+/// Lets the signals in that came while this image began. Once all handlers are there.
+pub(crate) fn let_signals_in() {
+    sys::let_signals_in();
+}
+
+/// Hooks for the event loop: it is watched only while it is awake.
+pub(crate) fn watch_loop(builder: &mut tokio::runtime::Builder) {
+    builder
+        .on_thread_unpark(sys::loop_wakes)
+        .on_thread_park(sys::loop_sleeps);
+}
+
+/// Answers the watchdog, for ever.
+pub(crate) async fn answer_watchdog(probe: OwnedFd) {
+    let Ok(probe) = crate::sys::watch(probe, tokio::io::Interest::READABLE) else {
+        return;
+    };
+    loop {
+        let read = probe.async_io(tokio::io::Interest::READABLE, |mut file| {
+            use std::io::Read as _;
+            file.read(&mut [0u8; 8])
+        });
+        if read.await.is_err() {
+            return;
+        }
+        sys::loop_lives();
+    }
+}
+
+/// A panic has come where nothing contains it: the next image goes on.
+///
+/// Comes back only when there can be none.
+pub(crate) fn end_by_panic(incident: &str) {
+    if super::is_on() {
+        let error = sys::replace(Cause::Panic, incident, None);
+        log::error!("the shim cannot execute itself again: {error}");
+    }
+}
+
+/// Goes on with another program.
+///
+/// Comes back only when that failed; nothing has changed then.
+pub(crate) fn upgrade(program: BorrowedFd<'_>) -> io::Error {
+    if super::is_on() {
+        sys::replace(Cause::Upgrade, "", Some(program))
+    } else {
+        io::Error::from(io::ErrorKind::Unsupported)
+    }
+}
+
+fn incident_of(report: &Report) -> String {
+    let text: String = report
+        .incident
+        .iter()
+        .take_while(|byte| **byte != 0)
+        .map(|byte| char::from(*byte))
+        .collect();
+    if text.is_empty() {
+        new_incident()
+    } else {
+        text
+    }
+}
+
+impl Before {
+    /// The record of it for the ledger; none where there is one already, or nothing was wrong.
+    pub(crate) fn record(&self, namespace: &Namespace, id: &ContainerId) -> Option<Record> {
+        let incident = lives().incident.unwrap_or_default();
+        let reason = match self.cause {
+            // The panic hook has written it.
+            Cause::Panic | Cause::Upgrade => return None,
+            Cause::Signal => Reason::ShimCrashed {
+                incident,
+                signal: Signal::new(self.report.signal),
+                backtrace: self.backtrace(),
+            },
+            Cause::Stalled => Reason::ShimStalled {
+                incident,
+                stalled: patience() * 2,
+                threads: vec![self.backtrace()],
+            },
+        };
+        let at = Timestamp::new(
+            self.report.seconds,
+            u32::try_from(self.report.nanos).unwrap_or(0),
+        );
+        Some(Record::new(Kind::Shim, &reason, at).of_container(Some(namespace), id))
+    }
+
+    /// One line for the log.
+    pub(crate) fn sentence(&self) -> String {
+        let lived = self.lived.as_secs_f32();
+        let what = match self.cause {
+            Cause::Signal if self.report.code <= 0 => format!(
+                "{} from process {}",
+                Signal::new(self.report.signal),
+                self.report.sender
+            ),
+            Cause::Signal => format!(
+                "{} at address {:#x}",
+                Signal::new(self.report.signal),
+                self.report.address
+            ),
+            Cause::Stalled => "a stalled event loop".to_owned(),
+            Cause::Panic => "a panic".to_owned(),
+            Cause::Upgrade => "an upgrade".to_owned(),
+        };
+        format!(
+            "the shim went on in a new image after {what} in thread {}; the one before lived {lived:.1} s",
+            self.report.thread
+        )
+    }
+
+    fn backtrace(&self) -> String {
+        let frames = self.report.file_addresses();
+        let mut lines = vec![match self.report.code {
+            code if code <= 0 && self.report.sender != 0 => format!(
+                "sent by process {} ({})",
+                self.report.sender,
+                crate::look::brief(u32::try_from(self.report.sender).unwrap_or(0))
+            ),
+            _ => format!("at address {:#x}", self.report.address),
+        }];
+        lines.extend(super::symbols::name_all(
+            Path::new("/proc/self/exe"),
+            &frames,
+        ));
+        lines.join("\n")
+    }
+}

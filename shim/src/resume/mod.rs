@@ -1,0 +1,170 @@
+//! The shim executes itself again when it fails, and its containers do not notice
+//! (`docs/0006-executes-itself-again.md`).
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`slate`] | the memory file that the next image begins from |
+//! | [`request`] | which RPC is being answered, and what was answered to those of the image before |
+//! | [`image`] | the life of an image: handlers, watchdog, its report, how often it came to an end |
+//! | [`inherited`] | descriptors and values that came from the image before |
+//! | `sys` | signal handlers and execve(2) |
+//!
+//! Keys on the slate, with who writes them:
+//!
+//! | key | value | written by |
+//! |---|---|---|
+//! | `image` | [`image::Lives`] | [`image`] |
+//! | `conn/N` | descriptor | `wire::server` |
+//! | `rx/N` | bytes of a frame that is not complete | `wire::server` |
+//! | `call/N/S` | deadline and payload of an open request of stream S | `wire::server` |
+//! | `answer/N/Q` | a frame that is not wholly written | `wire::server` |
+//! | `written/N` | how many of the first frame's bytes are | `wire::server` |
+//! | `outcome/N/S` | what a change answered, until the frame is written | [`request`] |
+//! | `end/PID` | the end of a child, until somebody has made something of it | `reaper` |
+//! | `box/ID`, `state/ID`, `spec/ID/EXEC` | a container: what never changes, what does, its execs' programs | `task::owner::keep` |
+//! | `job/ID/WHAT` | a runtime at work | `runtime` |
+//! | `io/N`, `pump/N`, `left/N`, `sent/N` | stdio of a process, its streams, and what is read but not written | `stdio` |
+//! | `event/N` | an event that containerd has not acknowledged | `publisher` |
+//!
+//! Where no slate was set up (tests, the actions that are not the server) all of this does nothing.
+
+pub(crate) mod image;
+pub(crate) mod inherited;
+pub(crate) mod request;
+pub(crate) mod slate;
+mod symbols;
+mod sys;
+
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use slate::Slate;
+
+#[derive(Debug)]
+struct Shared {
+    slate: Option<Slate>,
+    steps: u32,
+}
+
+static SHARED: Mutex<Shared> = Mutex::new(Shared {
+    slate: None,
+    steps: 0,
+});
+/// Whether there is a slate: looked at without the lock, for those who have nothing to do otherwise.
+static ON: AtomicBool = AtomicBool::new(false);
+
+fn shared() -> MutexGuard<'static, Shared> {
+    // Nothing that panics is done with it.
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn set_up(slate: Slate) {
+    shared().slate = Some(slate);
+    ON.store(true, Ordering::SeqCst);
+}
+
+impl Shared {
+    fn settle(&mut self) {
+        if self.steps > 0 {
+            return;
+        }
+        if let Some(slate) = &mut self.slate
+            && let Err(error) = slate.commit()
+        {
+            // What it says is not true any more; better no next image than one that is wrong.
+            log::error!("the slate takes nothing ({error}): a fault would end this shim for good");
+            ON.store(false, Ordering::SeqCst);
+            self.slate = None;
+            sys::disarm();
+        }
+    }
+}
+
+/// While this lives, what is put on the slate waits for its end, to be there all at once; and a crash
+/// that somebody sends waits, too. Short, without any waiting in it.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Step(PhantomData<*const ()>);
+
+/// Begins a [`Step`]; they may be nested.
+pub(crate) fn step() -> Step {
+    sys::enter_step();
+    shared().steps += 1;
+    Step(PhantomData)
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        {
+            let mut shared = shared();
+            shared.steps -= 1;
+            shared.settle();
+        }
+        sys::leave_step();
+    }
+}
+
+/// Whether there will be a next image.
+pub(crate) fn is_on() -> bool {
+    ON.load(Ordering::Relaxed)
+}
+
+/// Puts bytes under a key.
+pub(crate) fn put(key: &str, value: &[u8]) {
+    if !is_on() {
+        return;
+    }
+    let mut shared = shared();
+    if let Some(slate) = &mut shared.slate {
+        slate.put(key, value);
+    }
+    shared.settle();
+}
+
+/// Puts a value under a key, as JSON.
+pub(crate) fn put_json(key: &str, value: &impl Serialize) {
+    if !is_on() {
+        return;
+    }
+    match serde_json::to_vec(value) {
+        Ok(bytes) => put(key, &bytes),
+        Err(error) => log::error!("{key} cannot be kept: {error}"),
+    }
+}
+
+/// Removes a key.
+pub(crate) fn remove(key: &str) {
+    if !is_on() {
+        return;
+    }
+    let mut shared = shared();
+    if let Some(slate) = &mut shared.slate {
+        slate.remove(key);
+    }
+    shared.settle();
+}
+
+/// Removes every key that begins with `prefix`.
+pub(crate) fn remove_all(prefix: &str) {
+    if !is_on() {
+        return;
+    }
+    let mut shared = shared();
+    if let Some(slate) = &mut shared.slate {
+        for key in slate.keys(prefix) {
+            slate.remove(&key);
+        }
+    }
+    shared.settle();
+}
+
+/// Whether there is something under a key.
+pub(crate) fn has(key: &str) -> bool {
+    is_on()
+        && shared()
+            .slate
+            .as_ref()
+            .is_some_and(|slate| slate.contains(key))
+}
