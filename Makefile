@@ -16,7 +16,7 @@ STATIC_ENV  := CARGO_TARGET_$(TRIPLE_ENV)_RUSTFLAGS="-C target-feature=+crt-stat
 BUILD_NEEDS := gcc:gcc pkg-config:pkg-config :libc6-dev :libseccomp-dev
 TEST_NEEDS  := containerd:containerd ctr:containerd runc:runc crun:crun strace:strace :busybox-static tar:tar
 # What only some tests need; without it they say so and are skipped.
-MORE_NEEDS  := time:time dockerd:docker.io docker-init:tini podman:podman conmon:conmon catatonit:catatonit
+MORE_NEEDS  := time:time dockerd:docker.io docker-init:tini podman:podman conmon:conmon catatonit:catatonit newuidmap:uidmap
 
 .PHONY: help build install check test test-unit test-integration test-v2 demo bench bench-v2 museum clean tools
 .PHONY: build-needs test-needs

@@ -29,6 +29,7 @@ pub mod runtime;
 pub mod scratch;
 pub mod shim;
 pub mod sysctl;
+pub mod user;
 
 /// Says on the terminal, past cargo's capturing of output, why a test is not run.
 pub fn skip(test: &str, why: &str) {

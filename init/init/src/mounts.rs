@@ -29,6 +29,22 @@ pub(crate) fn set_propagation(fd: i32, propagation: u64) -> Done {
         .map_err(|errno| Fault::call(b"mount_setattr propagation", errno))
 }
 
+/// Puts a clone of the host's mount at `path` in the place of `file`.
+pub(crate) fn clone_tree(file: i32, path: &CStr, recursive: bool, nofollow: bool) -> Done {
+    let fault = |errno| Fault::on(b"open_tree", path.to_bytes(), errno);
+    let mut flags = 0;
+    if recursive {
+        flags |= k::AT_RECURSIVE;
+    }
+    if nofollow {
+        flags |= k::AT_SYMLINK_NOFOLLOW;
+    }
+    let tree = sys::clone_path(path, flags).map_err(fault)?;
+    sys::replace(file, tree).map_err(fault)?;
+    sys::close(tree);
+    Ok(())
+}
+
 impl State {
     /// Attaches the root file system's tree at its host path.
     pub(crate) fn attach_root(&mut self, tree: i32, path: &CStr, propagation: u64) -> Done {

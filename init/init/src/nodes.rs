@@ -9,7 +9,7 @@ use crate::fault::{Done, Fault};
 use crate::mounts::{MS_PRIVATE, set_propagation};
 use crate::root::release;
 use crate::steps::State;
-use crate::sys::{self, EEXIST, Errno};
+use crate::sys::{self, EEXIST, EPERM, Errno};
 
 impl State {
     /// The directory and name of a node. Nearly all live directly in `/dev`, which is opened
@@ -34,12 +34,29 @@ impl State {
         match sys::mknodat(dir, name, mode, device) {
             Ok(()) => {}
             Err(Errno(EEXIST)) => return Ok(()),
+            // Root of a user namespace that somebody else made (podman as an ordinary user).
+            Err(Errno(EPERM)) => return self.bind_host_device(path, device),
             Err(errno) => return Err(Fault::on(b"mknodat", path.to_bytes(), errno)),
         }
         if owner != (0, 0) {
             sys::chownat(dir, name, owner.0, owner.1)
                 .map_err(|errno| Fault::on(b"fchownat", path.to_bytes(), errno))?;
         }
+        Ok(())
+    }
+
+    /// Binds the host's node of the same path, if it is that device.
+    fn bind_host_device(&mut self, path: &CStr, device: u64) -> Done {
+        let fault = |call: &'static [u8]| move |errno| Fault::on(call, path.to_bytes(), errno);
+        let node = sys::open(path, k::O_PATH | k::O_NOFOLLOW).map_err(fault(b"open"))?;
+        let found = sys::entry(node, c"").map_err(fault(b"statx"))?;
+        let is_device = matches!(found.mode & k::S_IFMT, k::S_IFCHR | k::S_IFBLK);
+        if !is_device || found.device != device {
+            return Err(fault(b"mknodat")(Errno(EPERM)));
+        }
+        let tree = sys::clone_tree(node, 0).map_err(fault(b"open_tree"))?;
+        self.bind_device(tree, path)?;
+        sys::close(node);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use linux_raw_sys::general as k;
 
 use crate::fault::{Done, Fault};
 use crate::identity;
+use crate::mounts::clone_tree;
 use crate::root::{PathBuffer, Root};
 use crate::sys::{self, EACCES, EINVAL, ENOENT, ENOSYS, EPERM, Errno};
 
@@ -125,6 +126,12 @@ impl State {
             }
             Step::MountFs { .. } => self.mount_fs(step),
             Step::MountTree { .. } => self.mount_tree(step),
+            Step::CloneTree {
+                fd,
+                path,
+                recursive,
+                nofollow,
+            } => clone_tree(fd, path, recursive, nofollow),
             Step::KeepBelow { path } => self.keep_below(path),
             Step::CopyUp { target, attributes } => self.copy_up(target, attributes),
             Step::Mkdir { path, mode } => self.mkdir(path, mode),

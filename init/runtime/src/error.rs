@@ -138,12 +138,14 @@ pub enum Error {
         text: String,
     },
     /// User namespace mappings.
-    #[error("failed to write the user namespace's {which} map")]
+    #[error("failed to write the user namespace's {which} map: {detail}")]
     UserMap {
         /// uid or gid.
         which: &'static str,
-        /// libcontainer's words.
-        source: libcontainer::user_ns::UserNamespaceError,
+        /// The map, and what was wrong with it.
+        detail: String,
+        /// errno.
+        source: Option<io::Error>,
     },
     /// Asked for, but not built yet.
     #[error("{what} is not supported by this version of holdfast")]

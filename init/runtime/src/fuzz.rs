@@ -9,7 +9,6 @@ use std::path::PathBuf;
 
 use holdfast_cgroups::{CgroupPath, Driver, Hierarchies};
 use holdfast_plan::Plan;
-use libcontainer::user_ns::UserNamespaceConfig;
 
 use crate::bundle::{Bundle, check_process};
 use crate::plan::namespaces::Namespaces;
@@ -45,7 +44,7 @@ fn planned(input: &[u8]) -> Option<PlanImage> {
         "fuzz",
     );
     let _ = holdfast_cgroups::systemd::Unit::new(linux.cgroups_path().as_deref(), "fuzz");
-    let _ = UserNamespaceConfig::new(&bundle.spec);
+    let _ = crate::user_map::denies_groups(linux);
     let _ = rdt::intent(linux, "fuzz");
     // An open of a namespace's path would be one of whatever the fuzzer wrote there.
     let list: Vec<_> = bundle

@@ -19,6 +19,7 @@
 //! | [`document`] | JSON that oci-spec's types are too strict for |
 //! | [`plan`] | the specification turned into steps |
 //! | [`launch`] | clone, register, maps, cgroups |
+//! | [`user_map`] | id maps, also of an ordinary user |
 //! | [`link`] | the conversation with `holdfast-init` |
 //! | [`state`] | what is kept on disk, and what status follows from it |
 //! | [`verb`] | one module per command |
@@ -49,6 +50,7 @@ mod registration;
 pub mod state;
 mod sys;
 mod terminal;
+pub mod user_map;
 pub mod verb;
 
 pub use error::{Error, Result};

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::fault::Fault;
 use super::{Outcome, Seen, Stage, seconds, within};
 use crate::events::Subscriber;
+use crate::fault::Fault;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::fault::Fault;
 use super::{Outcome, Seen, Side, Stage, within};
+use crate::fault::Fault;
 use crate::leaks;
 
 /// Every moment twice: the killer and the runtime race.

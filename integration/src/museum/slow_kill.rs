@@ -7,8 +7,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::fault::Fault;
 use super::{Outcome, Seen, Stage, seconds};
+use crate::fault::Fault;
 
 const SLOW: Duration = Duration::from_secs(4);
 const PROMPT: Duration = Duration::from_secs(2);

@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::within;
-use crate::fault::{self, Fault};
 use crate::containerd::{Containerd, Extra, Version};
+use crate::fault::{self, Fault};
 use crate::scratch::text;
 use crate::{deadline, leaks, place};
 

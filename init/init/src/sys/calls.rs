@@ -503,6 +503,25 @@ pub(crate) fn clone_tree(file: i32, flags: u32) -> Call<i32> {
     .map(fd)
 }
 
+/// As [`clone_tree`], of a path of the host.
+pub(crate) fn clone_path(path: &CStr, flags: u32) -> Call<i32> {
+    let flags = k::OPEN_TREE_CLONE | k::OPEN_TREE_CLOEXEC | flags;
+    call(
+        k::__NR_open_tree,
+        [CWD, text(path), flags as usize, 0, 0, 0],
+    )
+    .map(fd)
+}
+
+/// `dup3` with close-on-exec.
+pub(crate) fn replace(file: i32, with: i32) -> Call<()> {
+    call(
+        k::__NR_dup3,
+        [reg(with), reg(file), k::O_CLOEXEC as usize, 0, 0, 0],
+    )
+    .map(drop)
+}
+
 /// `move_mount(tree, "", target, "")`.
 pub(crate) fn move_mount(tree: i32, target: i32) -> Call<()> {
     let flags = k::MOVE_MOUNT_F_EMPTY_PATH | k::MOVE_MOUNT_T_EMPTY_PATH;

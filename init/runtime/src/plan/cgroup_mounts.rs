@@ -11,7 +11,6 @@ use super::mounts::{Cgroups, file_system};
 use super::options::{Options, attr};
 use crate::bundle::cstring;
 use crate::error::{Doing, Result};
-use crate::sys::fd;
 
 /// Pushes the steps for one `cgroup` mount.
 pub(super) fn push(
@@ -21,6 +20,11 @@ pub(super) fn push(
     target: &CString,
 ) -> Result<()> {
     match cgroups.hierarchies.layout() {
+        // A cgroup namespace that is not the container's gives no right to mount: the host's is
+        // shown, as runc does.
+        Layout::Unified if !cgroups.namespace && !nix::unistd::geteuid().is_root() => {
+            bind(draft, Path::new("/sys/fs/cgroup"), options, target)
+        }
         Layout::Unified => {
             let options = Options {
                 data: Vec::new(),
@@ -104,13 +108,19 @@ fn bind_own(
             .directories()
             .find(|dir| dir.starts_with(&hierarchy.mount_point))
     });
-    let Some(own) = own else { return Ok(()) };
-    let tree = fd::clone_tree(&cstring("cgroup", own)?, true, false)
+    match own {
+        Some(own) => bind(draft, own, options, target),
+        None => Ok(()),
+    }
+}
+
+fn bind(draft: &mut Draft, own: &Path, options: &Options, target: &CString) -> Result<()> {
+    let tree = draft
+        .tree(&cstring("cgroup", own)?, true, false)
         .doing(|| format!("bind the cgroup {}", own.display()))?;
-    let tree = draft.keep(tree)?;
     draft.push(
         Step::MountTree {
-            fd: tree,
+            fd: tree.fd,
             target,
             kind: TargetKind::Directory,
             attr_set: options.attr_set,

@@ -13,6 +13,7 @@ use super::namespaces::{Namespaces, flag};
 use super::{Draft, PlanImage, devices, identity, placement};
 use crate::bundle::{Bundle, cstring, is_new, namespace};
 use crate::error::{Error, Result};
+use crate::user_map::denies_groups;
 
 /// What the plan depends on beside the bundle.
 #[derive(Debug)]
@@ -171,9 +172,27 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
 
     placement::memory_policy(&mut draft, linux.memory_policy().as_ref())?;
     identity::limits(&mut draft, process)?;
-    // A user namespace made by an unprivileged user may have setgroups denied; with root's
-    // mapping it is allowed.
-    identity::become_process(&mut draft, process, inputs.filter, true, true, any_user)?;
+    let set_groups = !denies_groups(linux);
+    if !set_groups
+        && process
+            .user()
+            .additional_gids()
+            .as_ref()
+            .is_some_and(|gids| !gids.is_empty())
+    {
+        return Err(Error::spec(
+            "process.user.additionalGids",
+            "cannot be set where an ordinary user maps only his own group (setgroups is denied)",
+        ));
+    }
+    identity::become_process(
+        &mut draft,
+        process,
+        inputs.filter,
+        set_groups,
+        true,
+        any_user,
+    )?;
     wait(&mut draft, Point::Ready, true);
     let (start, result) = inputs.gate;
     let (start, result) = (draft.keep(start)?, draft.keep(result)?);

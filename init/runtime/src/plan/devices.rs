@@ -8,7 +8,6 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 use super::Draft;
 use crate::bundle::{Bundle, clean, cstring};
 use crate::error::{Doing, Error, Result};
-use crate::sys::fd;
 
 /// The nodes every container has (runtime-spec, `config-linux.md#default-devices`).
 const DEFAULT: [(&str, u32, u32); 6] = [
@@ -141,12 +140,12 @@ impl<'a> Node<'a> {
         let label = format!("make the device {}", self.path.display());
         if user_namespace && self.mode & libc::S_IFMT != libc::S_IFIFO {
             // mknod is refused inside a user namespace: the host's node is bound instead.
-            let tree = fd::clone_tree(&cstring("linux.devices", self.path)?, false, false)
+            let tree = draft
+                .tree(&cstring("linux.devices", self.path)?, false, false)
                 .doing(|| format!("bind the host's {}", self.path.display()))?;
-            let tree = draft.keep(tree)?;
             draft.push(
                 Step::BindDevice {
-                    fd: tree,
+                    fd: tree.fd,
                     path: &path,
                 },
                 label,

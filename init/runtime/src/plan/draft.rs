@@ -1,12 +1,25 @@
 //! A plan in the making, with the descriptors it mentions.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use holdfast_plan::Step;
 
 use super::{PlanBuilder, PlanImage};
 use crate::error::{Doing, Error, Result};
 use crate::sys::fd;
+
+/// A clone of a mount, in a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tree {
+    /// Its descriptor.
+    pub fd: RawFd,
+    /// Whether a directory is at its top.
+    pub is_directory: bool,
+    /// Whether it exists by now; else `holdfast-init` makes it.
+    pub made: bool,
+}
 
 /// Steps, and the descriptors that must stay open until the process has been cloned.
 #[derive(Debug)]
@@ -56,6 +69,56 @@ impl Draft {
         let number = file.as_raw_fd();
         self.kept.push(file);
         Ok(number)
+    }
+
+    /// A detached clone of the mount at `path`.
+    ///
+    /// An ordinary user may not clone mounts; then a step lets `holdfast-init` do it, who is root of
+    /// its user namespace.
+    ///
+    /// # Errors
+    /// errno.
+    pub fn tree(&mut self, path: &CStr, recursive: bool, nofollow: bool) -> io::Result<Tree> {
+        let made = match fd::clone_tree(path, recursive, nofollow) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
+            made => Some(made?),
+        };
+        let is_made = made.is_some();
+        let follow = if nofollow { libc::O_NOFOLLOW } else { 0 };
+        let file = match made {
+            Some(tree) => tree,
+            None => fd::open_inherited(path, libc::O_PATH | follow)?,
+        };
+        let stat = nix::sys::stat::fstat(file.as_raw_fd())?;
+        let file = if file.as_raw_fd() < self.floor {
+            fd::inherited_above(file.as_fd(), self.floor)?
+        } else {
+            file
+        };
+        let number = file.as_raw_fd();
+        self.kept.push(file);
+        if !is_made {
+            self.push(
+                Step::CloneTree {
+                    fd: number,
+                    path,
+                    recursive,
+                    nofollow,
+                },
+                format!("clone the mount of {}", path.to_string_lossy()),
+            );
+        }
+        Ok(Tree {
+            fd: number,
+            is_directory: stat.st_mode & libc::S_IFMT == libc::S_IFDIR,
+            made: is_made,
+        })
+    }
+
+    /// The tree itself; none when `holdfast-init` will make it.
+    pub fn made(&self, tree: Tree) -> Option<BorrowedFd<'_>> {
+        let kept = self.kept.iter().find(|kept| kept.as_raw_fd() == tree.fd);
+        kept.filter(|_| tree.made).map(AsFd::as_fd)
     }
 
     /// The finished plan, and what must stay open until the clone.

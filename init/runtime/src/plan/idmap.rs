@@ -61,12 +61,18 @@ impl Idmaps {
         bundle: &Bundle,
         options: &Options,
         mount: &Mount,
-        tree: BorrowedFd<'_>,
+        tree: Option<BorrowedFd<'_>>,
         source: &Path,
     ) -> Result<()> {
         let Some(recursive) = wanted(options, mount) else {
             return Ok(());
         };
+        let tree = tree.ok_or_else(|| {
+            Error::spec(
+                "uidMappings, gidMappings, options idmap and ridmap",
+                "need root: an ordinary user may not map the ids of a mount",
+            )
+        })?;
         let namespace = self.namespace(mapping(bundle, mount)?)?;
         user_namespace::map_ids(tree, namespace, recursive)
             .map_err(|error| explain(error, source, recursive))

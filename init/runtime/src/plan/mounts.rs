@@ -1,7 +1,6 @@
 //! `mounts`, the root file system and what is masked.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::AsFd;
 use std::path::Path;
 
 use holdfast_cgroups::{Cgroup, Hierarchies};
@@ -14,7 +13,6 @@ use super::idmap::{self, Idmaps};
 use super::options::{self, Options};
 use crate::bundle::{Bundle, clean, cstring};
 use crate::error::{Doing, Error, Result};
-use crate::sys::fd;
 
 /// What cgroup mounts need to know.
 pub(super) struct Cgroups<'a> {
@@ -80,12 +78,12 @@ pub(super) fn root(draft: &mut Draft, bundle: &Bundle, propagation: u64) -> Resu
         "set the propagation of inherited mounts",
     );
     let path = cstring("root.path", &bundle.rootfs)?;
-    let tree = fd::clone_tree(&path, true, true)
+    let tree = draft
+        .tree(&path, true, true)
         .doing(|| format!("clone the mount of {}", bundle.rootfs.display()))?;
-    let tree = draft.keep(tree)?;
     draft.push(
         Step::AttachRoot {
-            fd: tree,
+            fd: tree.fd,
             path: &path,
             propagation: inherited,
         },
@@ -322,25 +320,26 @@ fn bind(
     let source = bundle.path.join(source);
     // The bare type "bind" without the option means rbind, as runc takes it.
     let recursive = options.bind.unwrap_or(true);
-    let tree = fd::clone_tree(&cstring("source", &source)?, recursive, false).doing(|| {
-        format!(
-            "bind {} to {}",
-            source.display(),
-            mount.destination().display()
-        )
-    })?;
-    idmaps.apply(bundle, options, mount, tree.as_fd(), &source)?;
-    let kind = match nix::sys::stat::fstat(std::os::fd::AsRawFd::as_raw_fd(&tree.as_fd())) {
-        Ok(stat) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => TargetKind::Directory,
-        Ok(_) => TargetKind::File,
-        Err(errno) => return Err(errno).doing(|| format!("inspect {}", source.display())),
+    let tree = draft
+        .tree(&cstring("source", &source)?, recursive, false)
+        .doing(|| {
+            format!(
+                "bind {} to {}",
+                source.display(),
+                mount.destination().display()
+            )
+        })?;
+    idmaps.apply(bundle, options, mount, draft.made(tree), &source)?;
+    let kind = if tree.is_directory {
+        TargetKind::Directory
+    } else {
+        TargetKind::File
     };
-    let tree = draft.keep(tree)?;
     let root = root_propagation(bundle.linux()?.rootfs_propagation().as_deref())?;
     let (cut, propagation) = volume_propagation(root, options.propagation);
     draft.push(
         Step::MountTree {
-            fd: tree,
+            fd: tree.fd,
             target,
             kind,
             attr_set: options.attr_set,

@@ -17,12 +17,11 @@ use holdfast_cgroups::{Cgroup, CgroupPath, Driver, Hierarchies, When};
 use holdfast_plan::Point;
 use holdfast_record::{ContainerId, Deadline};
 use holdfast_seccomp::ContainerProcessState;
-use libcontainer::user_ns::UserNamespaceConfig;
 use oci_spec::runtime::{LinuxNamespaceType as Type, LinuxResources};
 
 use super::made::{self, Undo};
 use super::unit::NewUnit;
-use super::{Context, environment, state};
+use super::{Context, environment, rootless, state};
 use crate::bundle::{Bundle, cstring, is_new, namespace};
 use crate::cause::{self, Operation};
 use crate::error::{Doing, Error, Result};
@@ -41,6 +40,7 @@ use crate::state::{Saved, SavedListener, StateDir, write_whole};
 use crate::sys::clone::UserNamespace;
 use crate::sys::fd;
 use crate::terminal;
+use crate::user_map;
 
 /// How long create may take without its hooks, which have deadlines of their own.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -198,15 +198,21 @@ impl Creation<'_> {
         undo.rdt = saved.intel_rdt.clone();
         let devices = made::device_rules(resources);
         let entry = match &unit {
-            None => {
-                let cgroup = undo
-                    .cgroup
-                    .insert(Cgroup::create(&hierarchies, &path, resources)?);
-                made::save(self.dir, &mut saved, cgroup)?;
-                // Before anybody is inside: a rule set is not replaced in one piece on v1.
-                cgroup.apply(&devices, When::Create)?;
-                Entry::Directories(cgroup)
-            }
+            None => match Cgroup::create(&hierarchies, &path, resources) {
+                Ok(cgroup) => {
+                    let cgroup = undo.cgroup.insert(cgroup);
+                    made::save(self.dir, &mut saved, cgroup)?;
+                    // Before anybody is inside: a rule set is not replaced in one piece on v1.
+                    cgroup.apply(&devices, When::Create)?;
+                    Entry::Directories(cgroup)
+                }
+                Err(error) => {
+                    rootless::do_without_cgroup(error, spec, resources)?;
+                    saved.cgroup = None;
+                    self.dir.save(&saved)?;
+                    Entry::Nowhere
+                }
+            },
             Some(unit) => Entry::Unit {
                 new: NewUnit {
                     id: self.id,
@@ -221,7 +227,7 @@ impl Creation<'_> {
         };
         let (into, entrance) = match &entry {
             Entry::Directories(cgroup) => (cgroup.dir_fd()?, Some(cgroup.entrance()?)),
-            Entry::Unit { .. } => (None, None),
+            Entry::Unit { .. } | Entry::Nowhere => (None, None),
         };
         let pure_v2 = entrance
             .as_ref()
@@ -240,7 +246,10 @@ impl Creation<'_> {
             id: self.id.as_str(),
             namespaces: &namespaces,
             hierarchies: &hierarchies,
-            cgroup: Some(&planned),
+            cgroup: match &entry {
+                Entry::Directories(_) | Entry::Unit { .. } => Some(&planned),
+                Entry::Nowhere => None,
+            },
             attached_late,
             filter: filter.as_ref(),
             env: &env,
@@ -311,16 +320,17 @@ impl Creation<'_> {
             shim.announce(link.pid, link.pidfd.as_fd())?;
         }
         self.dir.save_init(link.pid, link.pidfd.as_fd())?;
+        // Before it changes its ids: then its files in /proc are no longer an ordinary user's.
+        if let Some(value) = self.bundle.process()?.oom_score_adj() {
+            set_oom_score(link.pid, value)?;
+        }
         if is_new(self.bundle.namespaces(), Type::User) {
-            write_maps(self.bundle, link.pid)?;
+            user_map::write(self.bundle.linux()?, link.pid)?;
             link.go()?;
         }
         limits.impose(self, link)?;
         net_devices::hand_over(self.bundle, link.pid)?;
         rdt::apply(self.bundle.linux()?, self.id.as_str(), link.pid)?;
-        if let Some(value) = self.bundle.process()?.oom_score_adj() {
-            set_oom_score(link.pid, value)?;
-        }
         if has_create_hooks(self.bundle) {
             let deadline = self.deadline.for_step("create: waiting for the mounts");
             link.reach(Point::Hooks, &deadline, unexpected_listener)?;
@@ -397,6 +407,8 @@ fn join_flags(bundle: &Bundle) -> u64 {
 
 /// How the new process comes into its cgroup.
 enum Entry<'a, 'u> {
+    /// It stays in ours: an ordinary user could not make any.
+    Nowhere,
     /// The directories are there, with the device rules.
     Directories(&'a Cgroup),
     /// systemd makes them when there is a process to put in.
@@ -419,6 +431,7 @@ impl Limits<'_, '_> {
     /// Everything but the device rules, while init works; with systemd all of it.
     fn impose(self, creation: &Creation<'_>, link: &Link) -> Result<()> {
         let cgroup = match self.entry {
+            Entry::Nowhere => return Ok(()),
             Entry::Directories(cgroup) => {
                 if self.attach {
                     cgroup.attach(link.pid)?;
@@ -446,19 +459,18 @@ impl Limits<'_, '_> {
     }
 }
 
-fn write_maps(bundle: &Bundle, pid: i32) -> Result<()> {
-    let map = |which| move |source| Error::UserMap { which, source };
-    let Some(config) = UserNamespaceConfig::new(&bundle.spec).map_err(map("id"))? else {
-        return Ok(());
-    };
-    let pid = nix::unistd::Pid::from_raw(pid);
-    config.write_uid_mapping(pid).map_err(map("uid"))?;
-    config.write_gid_mapping(pid).map_err(map("gid"))
-}
-
 pub(super) fn set_oom_score(pid: i32, value: i32) -> Result<()> {
     let path = format!("/proc/{pid}/oom_score_adj");
-    std::fs::write(&path, value.to_string()).doing(|| {
+    let written = std::fs::write(&path, value.to_string());
+    if let Err(error) = &written
+        && error.kind() == std::io::ErrorKind::PermissionDenied
+        && !nix::unistd::geteuid().is_root()
+    {
+        // As runc: what an ordinary user may not have, the container goes without.
+        log::warn!("process.oomScoreAdj {value} is not set: {error}");
+        return Ok(());
+    }
+    written.doing(|| {
         format!(
             "set process.oomScoreAdj to {value} in {path} \
              (lowering it needs CAP_SYS_RESOURCE)"

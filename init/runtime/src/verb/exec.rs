@@ -294,20 +294,33 @@ impl Execution<'_> {
             None => None,
         };
         let has = |typ| saved.namespaces.contains(&typ);
+        let rootless = has(Type::User) && !nix::unistd::geteuid().is_root();
         let flags = saved
             .namespaces
             .iter()
-            .filter(|typ| **typ != Type::Pid)
+            .filter(|typ| **typ != Type::Pid && !(rootless && **typ == Type::User))
             .fold(0, |flags, typ| flags | flag(*typ));
         let inherited =
             fd::inherited_above(pidfd.as_fd(), 3).doing(|| "keep the pidfd open".into())?;
         let mut namespaces = Namespaces::default();
+        let joined = |typ, fd| Joined {
+            typ,
+            fd,
+            path: format!("of process {init}"),
+        };
+        // Only root of the container's user namespace may put a child into its pid namespace, and
+        // an ordinary user becomes that by joining it, for good: a process in between does.
+        if rootless {
+            let again = pidfd.try_clone().doing(|| "keep the pidfd open".into())?;
+            namespaces.in_between.push(joined(Type::User, again));
+        }
         if has(Type::Pid) {
-            namespaces.by_parent.push(Joined {
-                typ: Type::Pid,
-                fd: pidfd,
-                path: format!("of process {init}"),
-            });
+            let list = if rootless {
+                &mut namespaces.in_between
+            } else {
+                &mut namespaces.by_parent
+            };
+            list.push(joined(Type::Pid, pidfd));
         }
         let chroot = if has(Type::Mount) { None } else { root };
         let chroot = chroot
@@ -344,7 +357,11 @@ impl Execution<'_> {
                 instead_of_divided: self.cgroup.is_none().then_some(init),
                 entrance: entrance.as_ref(),
                 sibling,
-                user_namespace: UserNamespace::Unchanged,
+                user_namespace: if rootless {
+                    UserNamespace::Joined
+                } else {
+                    UserNamespace::Unchanged
+                },
                 stdio: self.stdio.as_ref(),
             },
             prepared,

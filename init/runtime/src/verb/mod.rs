@@ -12,6 +12,7 @@ mod made;
 pub mod pause;
 pub mod ps;
 pub mod restore;
+mod rootless;
 pub mod run;
 pub mod start;
 pub mod state;
