@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::scratch::text;
-use crate::{deadline, image, leaks, place};
+use crate::{deadline, image, leaks, place, tracing};
 
 /// The versions of containerd the tests know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -446,6 +446,8 @@ fn spawn(programs: &Path, folder: &Path, extra: &Extra) -> Child {
         .arg(folder.join("config.toml"))
         .env("PATH", std::env::join_paths(path).expect("PATH"))
         .env("HOLDFAST_LEDGER_DIR", folder.join("ledger"))
+        .env("HOLDFAST_TRACEFS", folder.join(tracing::FOLDER))
+        .env("HOLDFAST_TRACE_INSTANCE", tracing::instance(folder))
         .env("HOLDFAST_TEST_FOLDER", folder)
         .envs(extra.environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())

@@ -30,6 +30,7 @@ pub mod scratch;
 pub mod shim;
 pub mod sysctl;
 pub mod user;
+pub mod tracing;
 
 /// Says on the terminal, past cargo's capturing of output, why a test is not run.
 pub fn skip(test: &str, why: &str) {

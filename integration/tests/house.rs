@@ -19,12 +19,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("holdfast-record", &[]),
     ("holdfast-cgroups", &[]),
     ("holdfast-gpu", &["holdfast-record"]),
+    ("holdfast-check", &["holdfast-record"]),
     (
         "holdfast",
         &[
             "holdfast-plan",
             "holdfast-record",
             "holdfast-cgroups",
+            "holdfast-check",
             "holdfast-gpu",
             "holdfast-seccomp",
         ],

@@ -8,15 +8,20 @@ use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::deadline::{self, eventually};
 use holdfast_integration::leaks::is_alive;
 use holdfast_integration::shim::Shim;
+use holdfast_integration::tracing::Traced;
 use holdfast_integration::{on_containerds, place, skip};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 on_containerds! {
     each_end_has_its_reason;
     want_of_memory_is_named;
     a_hook_that_fails_is_quoted;
     a_killed_shim_is_no_secret;
+    a_stranger_who_kills_is_named;
+    a_child_without_memory_is_named;
+    kubernetes_is_told_where_it_would_not_know;
 }
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -40,6 +45,27 @@ fn why(containerd: &Containerd, id: &str, code: &str) -> String {
         );
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// The latest record of `id` with `code`, as JSON.
+#[track_caller]
+fn record(containerd: &Containerd, id: &str, code: &str) -> Value {
+    why(containerd, id, code);
+    let mut command = Command::new(place::built("holdfast"));
+    command
+        .args(["why", "--json", id])
+        .env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
+    let said = deadline::run(&mut command, LIMIT);
+    let records: Vec<Value> = serde_json::from_str(&said.stdout).unwrap();
+    let mut with_code = records.into_iter().rev();
+    with_code.find(|record| record["code"] == code).unwrap()
+}
+
+/// `kill` of this machine: a process that is gone when it has done its work.
+fn shoot(pid: i32, signal: &str) {
+    let mut kill = Command::new(place::program("kill").expect("kill"));
+    kill.args(["-s", signal, &pid.to_string()]);
+    deadline::run(&mut kill, LIMIT).ok();
 }
 
 fn each_end_has_its_reason(containerd: &Containerd) {
@@ -66,6 +92,8 @@ fn each_end_has_its_reason(containerd: &Containerd) {
     containerd.remove("shot");
     let said = why(containerd, "shot", "HF131");
     assert!(said.contains("SIGKILL"), "{said}");
+    // No tracefs here: that is said, and what to do.
+    assert!(said.contains("mount -t tracefs"), "{said}");
 
     let crash = ["sh", "-c", "kill -SEGV $$; sleep 60"];
     containerd.start_task("box", &[], &["sleep", "600"]);
@@ -96,6 +124,110 @@ fn want_of_memory_is_named(containerd: &Containerd) {
     );
     let said = why(containerd, "big", "HF121");
     assert!(said.contains("memory"), "{said}");
+    let record = record(containerd, "big", "HF121");
+    let oom = &record["evidence"];
+    assert_eq!(oom["scope"], "cgroup", "{record}");
+    let cgroup = oom["cgroup"].as_str().unwrap();
+    assert!(cgroup.ends_with("/big"), "{record}");
+    assert_eq!(oom["limit"], 24 << 20, "{record}");
+    assert_eq!(oom["victim"], "tail", "{record}");
+    assert_eq!(oom["victim_pid"], record["process"]["pid"], "{record}");
+}
+
+fn a_child_without_memory_is_named(containerd: &Containerd) {
+    if peer() {
+        return skip("reasons", "containerd's own shim records none");
+    }
+    let limit = (24 << 20).to_string();
+    let flags = ["--rm", "--memory-limit", &limit];
+    let script = "tail -n 1 /dev/zero; exit 7";
+    let ran = containerd.run("big", &flags, &["sh", "-c", script]);
+    assert_eq!(ran.code(), 7, "{ran}");
+    let record = record(containerd, "big", "HF122");
+    assert_eq!(record["evidence"]["victim"], "tail", "{record}");
+    assert_ne!(record["evidence"]["victim_pid"], record["process"]["pid"]);
+    assert_eq!(record["evidence"]["limit"], 24 << 20, "{record}");
+    let sentence = record["sentence"].as_str().unwrap();
+    for part in ["tail (pid ", "24.0 MiB"] {
+        assert!(sentence.contains(part), "{sentence}");
+    }
+}
+
+fn a_stranger_who_kills_is_named(containerd: &Containerd) {
+    if peer() {
+        return skip("reasons", "containerd's own shim records none");
+    }
+    let Some(traced) = Traced::new("reasons", containerd) else {
+        return;
+    };
+    let pid = containerd.start_task("shot", &[], &["sleep", "600"]);
+    traced.await_on();
+    shoot(pid, "KILL");
+    containerd.await_status("shot", "STOPPED");
+    containerd.remove("shot");
+    let record = record(containerd, "shot", "HF131");
+    let sender = &record["evidence"]["sender"];
+    assert_eq!(sender["comm"], "kill", "{record}");
+    let command = sender["cmdline"].as_str().unwrap();
+    assert!(command.contains("kill"), "{record}");
+    // The thread of ours that started it, or ourselves.
+    let parent = sender["parent"].as_str().unwrap();
+    let parent = parent.split(' ').next().unwrap();
+    let ours = format!("/proc/{}/task/{parent}", std::process::id());
+    assert!(std::path::Path::new(&ours).exists(), "{record}");
+    let timeline = record["timeline"].to_string();
+    assert!(timeline.contains("SIGKILL sent by pid"), "{record}");
+
+    // A fault signal that somebody sent is no fault of the program. (Init itself is deaf to it.)
+    containerd.start_task("box", &[], &["sleep", "600"]);
+    let shim = Shim::of(containerd, "box");
+    shim.exec("box", "crashed", &["sleep", "600"]).unwrap();
+    let pid = shim.start("box", "crashed").unwrap();
+    shoot(i32::try_from(pid).unwrap(), "SEGV");
+    why(containerd, "crashed", "HF131");
+    let crash = ["sh", "-c", "kill -SEGV $$; sleep 60"];
+    assert_eq!(containerd.exec("box", "crash", &[], &crash).code(), 139);
+    why(containerd, "crash", "HF102");
+    containerd.end_task("box");
+    drop(traced);
+}
+
+fn kubernetes_is_told_where_it_would_not_know(containerd: &Containerd) {
+    if peer() {
+        return skip("reasons", "containerd's own shim writes no termination log");
+    }
+    let annotation = "io.kubernetes.container.terminationMessagePath=/dev/termination-log";
+    let ended = |id: &str, script: &str, end: &dyn Fn(i32)| {
+        let log = containerd.path(&format!("log-{id}"));
+        std::fs::write(&log, "").unwrap();
+        let source = holdfast_integration::scratch::text(&log);
+        let mount = format!("type=bind,src={source},dst=/dev/termination-log,options=bind:rw");
+        let flags = ["--annotation", annotation, "--mount", &mount];
+        let pid = containerd.start_task(id, &flags, &["sh", "-c", script]);
+        end(pid);
+        containerd.await_status(id, "STOPPED");
+        containerd.remove(id);
+        log
+    };
+    let log = ended("silent", "sleep 600", &|pid| shoot(pid, "KILL"));
+    eventually("the termination log is written", LIMIT, || {
+        let text = std::fs::read_to_string(&log).unwrap();
+        text.contains("Container silent was ended by SIGKILL")
+            .then_some(())
+    });
+    let wrote = "echo my own word > /dev/termination-log; touch /ready; sleep 600";
+    let log = ended("speaking", wrote, &|pid| {
+        let ready = format!("/proc/{pid}/root/ready");
+        eventually("it has written", LIMIT, || {
+            std::path::Path::new(&ready).exists().then_some(())
+        });
+        shoot(pid, "KILL");
+    });
+    why(containerd, "speaking", "HF131");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "my own word\n");
+    let log = ended("own", "sleep 0.3; exit 3", &|_| ());
+    why(containerd, "own", "HF101");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "");
 }
 
 fn a_hook_that_fails_is_quoted(containerd: &Containerd) {
@@ -131,7 +263,7 @@ fn a_hook_that_fails_is_quoted(containerd: &Containerd) {
     assert!(refused.failed().contains("the-gpu-is-gone"), "{refused}");
     let said = why(containerd, "hooked", "the-gpu-is-gone");
     assert!(
-        said.contains("createRuntime") && said.contains("HF1"),
+        said.contains("createRuntime") && said.contains("HF141"),
         "{said}"
     );
     let _ = containerd.ctr(&["containers", "delete", "hooked"]);
@@ -141,13 +273,24 @@ fn a_killed_shim_is_no_secret(containerd: &Containerd) {
     if peer() {
         return skip("reasons", "containerd's own shim records none");
     }
+    let Some(traced) = Traced::new("reasons", containerd) else {
+        return;
+    };
     let pid = containerd.start_task("box", &[], &["sleep", "600"]);
+    traced.await_on();
     let shim = Shim::of(containerd, "box").pid("box");
     kill(Pid::from_raw(shim), Signal::SIGKILL).unwrap();
     eventually("the container ends", LIMIT, || {
         (!is_alive(pid)).then_some(())
     });
-    why(containerd, "box", "HF173");
+    let said = why(containerd, "box", "HF173");
+    assert!(
+        said.starts_with("The shim of container box was killed by pid "),
+        "{said}"
+    );
+    let ours = format!("pid {} ", std::process::id());
+    assert!(said.contains(&ours), "{said}");
+    drop(traced);
     let _ = containerd.ctr(&["tasks", "delete", "--force", "box"]);
     containerd.ctr_ok(&["containers", "delete", "box"]);
     // The socket is the matter of another test.

@@ -9,9 +9,11 @@ mod busy_rootfs;
 mod containerd_down;
 mod containerd_stopped;
 mod hung_exec;
+mod killed_by_stranger;
 mod killed_mid_create;
 mod log_disk_full;
 mod logger_never_ready;
+mod out_of_memory;
 mod second_start;
 mod shim_killed;
 mod slow_kill;
@@ -120,6 +122,9 @@ pub const EXHIBITS: &[Exhibit] = &[
     exhibit("containerd down across exits", 60, containerd_down::visit),
     exhibit("containerd stopped", 60, containerd_stopped::visit),
     exhibit("fifo reader stalled", 60, stalled_reader::visit),
+    exhibit("a stranger's kill -9", 60, killed_by_stranger::visit),
+    exhibit("no memory for init", 60, out_of_memory::init),
+    exhibit("no memory for a child", 60, out_of_memory::child),
     exhibit("SIGKILL of the shim", 60, shim_killed::visit),
     exhibit(
         "SIGKILL of the shim, containerd down",

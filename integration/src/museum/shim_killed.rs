@@ -56,7 +56,7 @@ fn judge(stage: &Stage, init: i32, told: &str, is_told: bool) -> Seen {
     let said = stage.why("box");
     let of_record = said
         .as_ref()
-        .is_some_and(|sentence| sentence.contains("lost its shim"));
+        .is_some_and(|sentence| sentence.contains("The shim of container box"));
     // containerd logs the end of every shim, also of one that had nothing left to do. Only what
     // it says of this one alone can tell somebody what happened.
     let usual = about_shim(&stage.containerd, "usual");
@@ -70,7 +70,7 @@ fn judge(stage: &Stage, init: i32, told: &str, is_told: bool) -> Seen {
         "lives on alone"
     };
     let cause = match (of_record, box_alone.as_slice()) {
-        (true, _) => "a record says that it lost its shim".to_owned(),
+        (true, _) => "a record says that its shim was killed, and by whom".to_owned(),
         (false, []) => "logged as any other end of a shim".to_owned(),
         (false, [first, ..]) => format!("logged: {}", stage.shortened(first)),
     };

@@ -97,6 +97,7 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
         "spec" => spec_command(parser),
         "features" => print(&pretty(&crate::features::features())?),
         "why" => why_command(parser),
+        "check" => check_command(parser),
         other => Err(Error::Usage(format!("no command {other:?}"))),
     }
 }
@@ -493,4 +494,22 @@ fn running(id: &str) -> Option<String> {
         .flatten()
         .find(|folder| folder.path().join(id.as_str()).is_dir())
         .map(|folder| folder.file_name().to_string_lossy().into_owned())
+}
+
+/// Exit code 0: nothing but notes, 2: warnings, 3: problems.
+fn check_command(parser: &mut Parser) -> Result<i32> {
+    let mut json = false;
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Long("json") => json = flag(parser)?,
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    let report = holdfast_check::examine(&holdfast_check::Node::this());
+    if json {
+        print(&pretty(&report.json())?)?;
+    } else {
+        print(report.text().trim_end())?;
+    }
+    Ok(report.exit_code())
 }

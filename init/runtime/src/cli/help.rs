@@ -44,6 +44,7 @@ questions
   ps      [--format table|json] ID [PS-OPTION...]
   why     [ID|NAME|POD|PID] [--last[=N]] [--since TIME] [--node] [--json]
                                                       why something ended
+  check   [--json]                                    what is wrong with this node
   spec    [--bundle DIR] [--rootless]                 print a template of config.json
   features                                            what this runtime can do, as JSON
 
