@@ -276,6 +276,19 @@ impl State {
         Ok(())
     }
 
+    pub(crate) fn label(&mut self, target: &CStr, label: &CStr) -> Done {
+        let at = self
+            .root()?
+            .open(target, k::O_DIRECTORY, false)
+            .map_err(|errno| Fault::on(b"openat2", target.to_bytes(), errno))?;
+        // setxattr(2) takes a path; "." of a directory we hold cannot be swapped.
+        sys::fchdir(at).map_err(|errno| Fault::on(b"fchdir", target.to_bytes(), errno))?;
+        sys::set_attribute(c".", c"security.selinux", label.to_bytes_with_nul())
+            .map_err(|errno| Fault::on(b"setxattr", target.to_bytes(), errno))?;
+        release(at);
+        Ok(())
+    }
+
     pub(crate) fn readonly_root(&mut self) -> Done {
         let root = self.root()?.dir();
         sys::mount_setattr(root, false, u64::from(k::MOUNT_ATTR_RDONLY), 0, 0)

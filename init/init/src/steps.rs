@@ -86,6 +86,7 @@ impl State {
                 announce,
                 wait,
             } => self.wait(point, announce, wait),
+            Step::Label { target, label } => self.label(target, label),
             Step::MountAttributes {
                 target,
                 attr_set,

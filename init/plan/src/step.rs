@@ -230,6 +230,8 @@ steps! {
     46 Affinity { mask: &'a [u8] }
     /// `set_mempolicy(mode, nodes)`: `mode` with flags, `nodes` in whole 64-bit words or empty.
     47 MemoryPolicy { mode: u32, nodes: &'a [u8] }
+    /// `setxattr(target, "security.selinux", label)`: a file system whose mount options take none.
+    48 Label { target: &'a CStr, label: &'a CStr }
     /// `open_tree(OPEN_TREE_CLONE)` of the host's `path`, put in the place of descriptor `fd`: for a
     /// parent that may not clone mounts, an ordinary user.
     60 CloneTree { fd: i32, path: &'a CStr, recursive: bool, nofollow: bool }

@@ -83,23 +83,19 @@ impl Bundle {
         }
         check_process(self.process()?)?;
         check_namespaces(self.linux()?)?;
-        self.refuse_unsupported()?;
+        self.check_mount_label()?;
         Validator::validate_spec(&self.spec)
             .map_err(|error| Error::spec("linux", crate::error::chain(&error)))
     }
 
-    /// Features that would be silently missing otherwise.
-    fn refuse_unsupported(&self) -> Result<()> {
-        let linux = self.linux()?;
-        let unsupported = |what: &str| {
-            Err(Error::Unsupported {
-                what: what.to_owned(),
-            })
-        };
-        if linux.mount_label().as_ref().is_some_and(|l| !l.is_empty()) {
-            return unsupported("linux.mountLabel");
+    fn check_mount_label(&self) -> Result<()> {
+        match self.linux()?.mount_label().as_deref() {
+            Some(label) if !label.is_empty() && !selinux_enabled() => Err(Error::spec(
+                "linux.mountLabel",
+                format!("{label:?} cannot be applied: SELinux is not enabled in this kernel"),
+            )),
+            Some(_) | None => Ok(()),
         }
-        Ok(())
     }
 
     /// `process`.
@@ -132,6 +128,11 @@ impl Bundle {
             .and_then(|linux| linux.namespaces().as_deref())
             .unwrap_or_default()
     }
+}
+
+/// Whether labels mean something to this kernel.
+pub(crate) fn selinux_enabled() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 /// A namespace of this type, new or joined.

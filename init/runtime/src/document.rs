@@ -18,7 +18,33 @@ const SCHEDULER_FLAGS: &[(&str, &str)] = &[
 /// # Errors
 /// Where in the document, and why.
 pub fn spec(bytes: &[u8]) -> Result<Spec, Error> {
+    if contains(bytes, br#""intelRdt""#) {
+        let mut document: Value = serde_json::from_slice(bytes)?;
+        rename_monitoring(&mut document);
+        return read(document.to_string().as_bytes(), |document| {
+            document.get_mut("process")
+        });
+    }
     read(bytes, |document| document.get_mut("process"))
+}
+
+fn contains(bytes: &[u8], word: &[u8]) -> bool {
+    bytes.windows(word.len()).any(|part| part == word)
+}
+
+/// Two names that oci-spec does not read, and would drop without a word: those of flags that ask
+/// for monitoring in specifications before 1.3.
+fn rename_monitoring(document: &mut Value) {
+    let rdt = document
+        .pointer_mut("/linux/intelRdt")
+        .and_then(Value::as_object_mut);
+    if let Some(rdt) = rdt {
+        for (theirs, ours) in [("enableCMT", "enableCmt"), ("enableMBM", "enableMbm")] {
+            if let Some(flag) = rdt.remove(theirs) {
+                rdt.insert(ours.to_owned(), flag);
+            }
+        }
+    }
 }
 
 /// Reads the document of `exec --process`.
@@ -51,6 +77,13 @@ fn ease(process: &mut Value) -> Option<()> {
     process
         .entry("user")
         .or_insert_with(|| json!({"uid": 0, "gid": 0}));
+    // Empty is "not given", as for every other text of the specification.
+    if let Some(affinity) = process
+        .get_mut("execCPUAffinity")
+        .and_then(Value::as_object_mut)
+    {
+        affinity.retain(|_, cpus| *cpus != json!(""));
+    }
     let flags = process
         .get_mut("scheduler")
         .and_then(|scheduler| scheduler.get_mut("flags"))
@@ -81,6 +114,27 @@ mod tests {
             std::str::from_utf8(document).unwrap()
         );
         assert!(spec(whole.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn empty_affinities_are_none() {
+        let document = br#"{"cwd": "/", "user": {"uid": 0, "gid": 0}, "execCPUAffinity": {"initial": "", "final": "0"}}"#;
+        let process = process(document).unwrap();
+        let affinity = process.exec_cpu_affinity().as_ref().unwrap();
+        assert_eq!(affinity.initial(), &None);
+        assert_eq!(affinity.cpu_affinity_final().as_deref(), Some("0"));
+    }
+
+    #[test]
+    #[allow(deprecated)]
+    fn monitoring_has_the_specification_s_names() {
+        let document = br#"{"ociVersion": "1.2.0", "linux": {"intelRdt": {"enableCMT": true, "enableMBM": true}}}"#;
+        let spec = spec(document).unwrap();
+        let rdt = spec.linux().as_ref().unwrap().intel_rdt().as_ref().unwrap();
+        assert_eq!(
+            (rdt.enable_cmt(), rdt.enable_mbm()),
+            (&Some(true), &Some(true))
+        );
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub fn process(input: &[u8]) {
         join: null().map(|pidfd| (pidfd, 0)),
         root: None,
         user_namespace: false,
+        keyring: Some("box"),
+        personality: None,
         memory_policy: None,
         filter: None,
         console: process.terminal().unwrap_or(false).then(null).flatten(),

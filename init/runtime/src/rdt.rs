@@ -4,6 +4,7 @@
 //! here is what has to outlive that: which directories are the container's to remove, recorded
 //! before the first of them is made, and where an exec process belongs.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use libcontainer::process::intel_rdt::{
@@ -28,6 +29,40 @@ pub struct SavedRdt {
     pub monitoring: Option<PathBuf>,
 }
 
+/// New shares, as `update` is given them: lines of a `schemata` file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Schemata {
+    /// `--l3-cache-schema`.
+    pub l3_cache: Option<String>,
+    /// `--mem-bw-schema`.
+    pub memory_bandwidth: Option<String>,
+}
+
+impl Schemata {
+    /// Whether nothing was asked for.
+    pub fn is_empty(&self) -> bool {
+        self.l3_cache.is_none() && self.memory_bandwidth.is_none()
+    }
+}
+
+fn mount_point() -> Result<PathBuf> {
+    find_resctrl_mount_point().map_err(|error| Error::Step {
+        doing: "apply Intel RDT: it needs a CPU with RDT and a mounted resctrl file system \
+                (mount -t resctrl resctrl /sys/fs/resctrl)"
+            .into(),
+        detail: crate::error::chain(&error),
+        source: None,
+    })
+}
+
+/// The group of a container that gets one while it runs; nothing is made yet.
+///
+/// # Errors
+/// That there is no resctrl file system.
+pub(crate) fn own_group(id: &str) -> Result<SavedRdt> {
+    Ok(place(&LinuxIntelRdt::default(), &mount_point()?, id))
+}
+
 /// Where the container will be; nothing is made yet.
 ///
 /// # Errors
@@ -36,14 +71,7 @@ pub(crate) fn intent(linux: &Linux, id: &str) -> Result<Option<SavedRdt>> {
     let Some(rdt) = linux.intel_rdt() else {
         return Ok(None);
     };
-    let mount_point = find_resctrl_mount_point().map_err(|error| Error::Step {
-        doing: "apply linux.intelRdt: it needs a CPU with RDT and a mounted resctrl file system \
-                (mount -t resctrl resctrl /sys/fs/resctrl)"
-            .into(),
-        detail: crate::error::chain(&error),
-        source: None,
-    })?;
-    Ok(Some(place(rdt, &mount_point, id)))
+    Ok(Some(place(rdt, &mount_point()?, id)))
 }
 
 fn place(rdt: &LinuxIntelRdt, mount_point: &Path, id: &str) -> SavedRdt {
@@ -82,6 +110,36 @@ pub(crate) fn apply(linux: &Linux, id: &str, pid: i32) -> Result<()> {
 }
 
 impl SavedRdt {
+    /// Makes the group of a container that did not have one.
+    ///
+    /// # Errors
+    /// The directory that cannot be made: the CPU has no class of service left.
+    pub(crate) fn make(&self) -> Result<()> {
+        match std::fs::create_dir(&self.group) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            other => other.doing(|| format!("make the resctrl group {}", self.group.display())),
+        }
+    }
+
+    /// Writes new shares; a resource that is not mentioned keeps its own.
+    ///
+    /// # Errors
+    /// The file that refused it.
+    pub(crate) fn set(&self, schemata: &Schemata) -> Result<()> {
+        let path = self.group.join("schemata");
+        for line in [&schemata.l3_cache, &schemata.memory_bandwidth]
+            .into_iter()
+            .flatten()
+        {
+            std::fs::OpenOptions::new()
+                .append(true)
+                .open(&path)
+                .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()))
+                .doing(|| format!("write {line:?} to {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     /// Moves an exec process to where the container is.
     ///
     /// # Errors
@@ -186,6 +244,28 @@ mod tests {
     }
 
     #[test]
+    fn new_shares_go_to_the_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = place(&LinuxIntelRdt::default(), folder.path(), "box");
+        own.make().unwrap();
+        own.make().unwrap();
+        let path = own.group.join("schemata");
+        let schemata = Schemata {
+            l3_cache: Some("L3:0=f".into()),
+            memory_bandwidth: Some("MB:0=20".into()),
+        };
+        let error = own.set(&schemata).unwrap_err().to_string();
+        assert!(
+            error.contains("L3:0=f") && error.contains("schemata"),
+            "{error}"
+        );
+        // The kernel's file is there with the group, and takes a line at a time.
+        std::fs::write(&path, "").unwrap();
+        own.set(&schemata).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "L3:0=f\nMB:0=20\n");
+    }
+
+    #[test]
     fn statistics_are_those_of_the_group_and_the_root() {
         let folder = tempfile::tempdir().unwrap();
         let saved = place(&rdt(r#"{"enableMonitoring": true}"#), folder.path(), "box");
@@ -208,7 +288,7 @@ mod tests {
 
     #[test]
     fn every_flag_that_ever_asked_for_monitoring_does() {
-        // oci-spec 0.10 reads the older two under these names, not as the specification spells them.
+        // As oci-spec 0.10 reads the older two; `document` brings the specification's spelling into that form.
         for flag in ["enableMonitoring", "enableCmt", "enableMbm"] {
             let rdt = rdt(&format!(r#"{{"closID": "gold", "{flag}": true}}"#));
             let saved = place(&rdt, Path::new("/r"), "box");

@@ -22,7 +22,7 @@ use holdfast_cgroups::systemd::Unit;
 use holdfast_cgroups::{Cgroup, FreezerState, SavedCgroup};
 use holdfast_record::process::{ProcessIdentity, Stat};
 use holdfast_record::{ContainerId, Timestamp};
-use oci_spec::runtime::{Hooks, LinuxMemoryPolicy, LinuxNamespaceType, Process};
+use oci_spec::runtime::{Hooks, LinuxMemoryPolicy, LinuxNamespaceType, LinuxPersonality, Process};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Error, Result};
@@ -69,6 +69,12 @@ pub struct Saved {
     /// Memory policy of the container's processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_policy: Option<LinuxMemoryPolicy>,
+    /// Personality of the container's processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personality: Option<LinuxPersonality>,
+    /// It keeps the session keyring of whoever called `create` (`--no-new-keyring`).
+    #[serde(default)]
+    pub no_new_keyring: bool,
     /// Namespaces that an exec process joins.
     pub namespaces: Vec<LinuxNamespaceType>,
     /// The container's own process: the template of `exec` without `--process`.

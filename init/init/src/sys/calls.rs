@@ -648,6 +648,21 @@ pub(crate) fn setdomainname(name: &[u8]) -> Call<()> {
     .map(drop)
 }
 
+pub(crate) fn set_attribute(path: &CStr, name: &CStr, value: &[u8]) -> Call<()> {
+    call(
+        k::__NR_setxattr,
+        [
+            text(path),
+            text(name),
+            value.as_ptr() as usize,
+            value.len(),
+            0,
+            0,
+        ],
+    )
+    .map(drop)
+}
+
 /// `keyctl(KEYCTL_JOIN_SESSION_KEYRING, name)`.
 pub(crate) fn join_keyring(name: &CStr) -> Call<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;

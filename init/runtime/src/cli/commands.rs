@@ -102,7 +102,7 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
     }
 }
 
-fn print(text: &str) -> Result<i32> {
+pub(super) fn print(text: &str) -> Result<i32> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}")
         .and_then(|()| out.flush())
@@ -110,7 +110,7 @@ fn print(text: &str) -> Result<i32> {
     Ok(0)
 }
 
-fn pretty(value: &serde_json::Value) -> Result<String> {
+pub(super) fn pretty(value: &serde_json::Value) -> Result<String> {
     serde_json::to_string_pretty(value).map_err(|source| Error::Json {
         path: "the document to print".into(),
         source,
@@ -196,14 +196,17 @@ fn create_options(parser: &mut Parser) -> Result<(create::Options, RunSwitches)>
             other => return Err(usage(other.unexpected())),
         }
     }
-    options.preserve_fds = options
-        .preserve_fds
-        .saturating_add(listen_fds().unwrap_or(0));
+    options.listen_fds = listen_fds().unwrap_or(0);
     Ok((options, switches))
 }
 
-/// Socket activation, sd_listen_fds(3): the descriptors go on to the container.
+/// Socket activation, sd_listen_fds(3): how many descriptors go on to the container. Those that the
+/// environment announces to another process are not for us.
 fn listen_fds() -> Option<u32> {
+    let pid: u32 = std::env::var("LISTEN_PID").ok()?.parse().ok()?;
+    if pid != std::process::id() {
+        return None;
+    }
     std::env::var("LISTEN_FDS").ok()?.parse().ok()
 }
 
@@ -372,13 +375,13 @@ fn list_command(context: &Context, parser: &mut Parser) -> Result<i32> {
 }
 
 fn update_command(context: &Context, parser: &mut Parser) -> Result<i32> {
-    let (asked, ids) = update_flags::parse(parser)?;
+    let (asked, schemata, ids) = update_flags::parse(parser)?;
     let id = ids.one()?;
     let resources = match asked {
         Asked::Document(path) => update::read(&path)?,
         Asked::Limits(resources) => *resources,
     };
-    update::update(context, &id, &resources).map(|()| 0)
+    update::update(context, &id, &resources, &schemata).map(|()| 0)
 }
 
 fn events_command(context: &Context, parser: &mut Parser) -> Result<i32> {

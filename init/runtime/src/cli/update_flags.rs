@@ -8,6 +8,7 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPids, LinuxRes
 use super::commands::{Ids, some_path};
 use super::global::{text, usage};
 use crate::error::{Error, Result};
+use crate::rdt::Schemata;
 
 /// What `update` was asked for.
 #[derive(Debug)]
@@ -19,8 +20,8 @@ pub(super) enum Asked {
     Limits(Box<LinuxResources>),
 }
 
-/// Reads the options up to the end.
-pub(super) fn parse(parser: &mut Parser) -> Result<(Asked, Ids)> {
+/// Reads the options up to the end: limits of cgroups, those of resctrl, the container.
+pub(super) fn parse(parser: &mut Parser) -> Result<(Asked, Schemata, Ids)> {
     let mut document = None;
     let mut ids = Ids::default();
     let mut limits = Limits::default();
@@ -35,11 +36,12 @@ pub(super) fn parse(parser: &mut Parser) -> Result<(Asked, Ids)> {
             other @ Arg::Short(_) => return Err(usage(other.unexpected())),
         }
     }
+    let schemata = std::mem::take(&mut limits.schemata);
     let asked = match document {
         Some(path) => Asked::Document(path),
         None => Asked::Limits(Box::new(limits.resources())),
     };
-    Ok((asked, ids))
+    Ok((asked, schemata, ids))
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +50,7 @@ struct Limits {
     memory: Option<LinuxMemory>,
     block_io: Option<LinuxBlockIo>,
     pids: Option<LinuxPids>,
+    schemata: Schemata,
 }
 
 impl Limits {
@@ -119,11 +122,8 @@ impl Limits {
                 let value = number(name, &text(parser)?)?;
                 self.pids.get_or_insert_default().set_limit(value);
             }
-            "l3-cache-schema" | "mem-bw-schema" => {
-                return Err(Error::Unsupported {
-                    what: format!("update --{name} (Intel RDT is set by create only)"),
-                });
-            }
+            "l3-cache-schema" => self.schemata.l3_cache = given(text(parser)?),
+            "mem-bw-schema" => self.schemata.memory_bandwidth = given(text(parser)?),
             other => return Err(Error::Usage(format!("invalid option '--{other}'"))),
         }
         Ok(())
@@ -140,6 +140,11 @@ impl Limits {
             .set_pids(self.pids);
         resources
     }
+}
+
+/// An empty value is none, as for runc.
+fn given(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
 }
 
 fn number<T: std::str::FromStr>(option: &str, text: &str) -> Result<T> {
@@ -241,12 +246,26 @@ mod tests {
     }
 
     #[test]
+    fn schemata_are_apart_from_limits_and_count_beside_a_document() {
+        let words = [
+            "-r",
+            "-",
+            "--l3-cache-schema",
+            "L3:0=f",
+            "--mem-bw-schema=",
+            "box",
+        ];
+        let (asked, schemata, _) = parse(&mut Parser::from_args(words)).unwrap();
+        assert!(matches!(asked, Asked::Document(_)));
+        assert_eq!(schemata.l3_cache.as_deref(), Some("L3:0=f"));
+        assert_eq!(schemata.memory_bandwidth, None);
+    }
+
+    #[test]
     fn what_cannot_be_is_named() {
         for (words, told) in [
             (&["--cpu-share", "many", "box"][..], "--cpu-share"),
             (&["--nonsense", "1", "box"], "--nonsense"),
-            (&["--l3-cache-schema", "L3:0=f", "box"], "Intel RDT"),
-            (&["--mem-bw-schema", "MB:0=20", "box"], "Intel RDT"),
         ] {
             let error = limits(words).unwrap_err().to_string();
             assert!(error.contains(told), "{error}");

@@ -5,7 +5,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use holdfast_cgroups::{Cgroup, Hierarchies};
 use holdfast_plan::{Point, Step};
-use oci_spec::runtime::LinuxNamespaceType as Type;
+use oci_spec::runtime::{LinuxNamespaceType as Type, LinuxPersonality, LinuxPersonalityDomain};
 
 use super::filter::Filter;
 use super::mounts::{self, Cgroups};
@@ -94,8 +94,7 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     }
     draft.push(Step::NewSession {}, "start a session");
     if !inputs.no_keyring {
-        let name = cstring("id", format!("_ses.{}", inputs.id))?;
-        draft.push(Step::JoinKeyring { name: &name }, "join a session keyring");
+        keyring(&mut draft, inputs.id)?;
     }
     names(&mut draft, bundle)?;
     labels(
@@ -103,14 +102,7 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
         process.apparmor_profile().as_deref(),
         process.selinux_label().as_deref(),
     )?;
-    if let Some(personality) = linux.personality() {
-        use oci_spec::runtime::LinuxPersonalityDomain as Domain;
-        let persona = match personality.domain() {
-            Domain::PerLinux => 0,
-            Domain::PerLinux32 => 8,
-        };
-        draft.push(Step::Personality { persona }, "set the personality");
-    }
+    personality(&mut draft, linux.personality().as_ref());
     // Sorted: the order of a JSON object is nobody's intent, and a plan should not vary.
     let sysctls: BTreeMap<_, _> = linux.sysctl().iter().flatten().collect();
     for (name, value) in sysctls {
@@ -221,6 +213,25 @@ pub fn has_create_hooks(bundle: &Bundle) -> bool {
     })
 }
 
+/// The container's own session keyring, by its name: init makes it, an exec joins it, and neither
+/// keeps that of whoever called us.
+pub(super) fn keyring(draft: &mut Draft, id: &str) -> Result<()> {
+    let name = cstring("id", format!("_ses.{id}"))?;
+    draft.push(Step::JoinKeyring { name: &name }, "join a session keyring");
+    Ok(())
+}
+
+pub(super) fn personality(draft: &mut Draft, personality: Option<&LinuxPersonality>) {
+    let Some(personality) = personality else {
+        return;
+    };
+    let persona = match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => 8,
+    };
+    draft.push(Step::Personality { persona }, "set the personality");
+}
+
 pub(super) fn wait(draft: &mut Draft, point: Point, announce: bool) {
     let label = match point {
         Point::Cgroups => "wait for the cgroups",
@@ -315,7 +326,7 @@ pub(super) fn labels(
         );
     }
     if let Some(label) = selinux.filter(|label| !label.is_empty()) {
-        if !std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        if !crate::bundle::selinux_enabled() {
             return Err(Error::spec(
                 "process.selinuxLabel",
                 format!("{label:?} cannot be applied: SELinux is not enabled in this kernel"),

@@ -3,9 +3,9 @@
 use std::os::fd::OwnedFd;
 
 use holdfast_plan::{Point, Step};
-use oci_spec::runtime::{LinuxMemoryPolicy, Process};
+use oci_spec::runtime::{LinuxMemoryPolicy, LinuxPersonality, Process};
 
-use super::create::{Prepared, console, labels, wait};
+use super::create::{Prepared, console, keyring, labels, personality, wait};
 use super::filter::Filter;
 use super::{Draft, identity, placement};
 use crate::error::Result;
@@ -23,6 +23,10 @@ pub struct Inputs<'a> {
     pub root: Option<OwnedFd>,
     /// The container has a user namespace of its own.
     pub user_namespace: bool,
+    /// The container's id when it has a session keyring of its own.
+    pub keyring: Option<&'a str>,
+    /// The container's personality.
+    pub personality: Option<&'a LinuxPersonality>,
     /// The container's memory policy.
     pub memory_policy: Option<&'a LinuxMemoryPolicy>,
     /// The container's filter.
@@ -63,6 +67,10 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
         draft.push(Step::BecomeRoot {}, "become root of the user namespace");
     }
     draft.push(Step::NewSession {}, "start a session");
+    if let Some(id) = inputs.keyring {
+        keyring(&mut draft, id)?;
+    }
+    personality(&mut draft, inputs.personality);
     if let Some(socket) = inputs.console {
         console(&mut draft, process, socket, false)?;
     }

@@ -145,6 +145,8 @@ fn one(
         ));
     }
     let source = mount.source().as_deref().unwrap_or_else(|| Path::new(typ));
+    let label = bundle.linux()?.mount_label().as_deref();
+    let options = labelled(options, typ, label);
     if options.copy_up {
         if typ != "tmpfs" {
             return Err(Error::spec(
@@ -154,7 +156,28 @@ fn one(
         }
         return copy_up(draft, source, options, &target);
     }
-    file_system(draft, typ, source, &options, &target)
+    file_system(draft, typ, source, &options, &target)?;
+    if let (Some(label), "mqueue") = (label.filter(|label| !label.is_empty()), typ) {
+        draft.push(
+            Step::Label {
+                target: &target,
+                label: &cstring("linux.mountLabel", label)?,
+            },
+            format!("label {}", target.to_string_lossy()),
+        );
+    }
+    Ok(())
+}
+
+/// With `linux.mountLabel`, where the type has room for one: the kernel's own file systems are labelled by the policy, and
+/// message queues have no such option.
+fn labelled(mut options: Options, typ: &str, label: Option<&str>) -> Options {
+    let label = label.filter(|label| !label.is_empty());
+    if let (Some(label), false) = (label, matches!(typ, "proc" | "sysfs" | "mqueue")) {
+        // Quoted: a label has commas between its categories.
+        options.data.push(format!("context=\"{label}\""));
+    }
+    options
 }
 
 /// A tmpfs that starts with the content of what it covers; read-only, if so, when it is copied.
@@ -318,6 +341,20 @@ fn bind(
         .as_ref()
         .ok_or_else(|| Error::spec("source", "is needed for a bind mount"))?;
     let source = bundle.path.join(source);
+    if options.copy_symlink
+        && let Ok(content) = std::fs::read_link(&source)
+    {
+        // runc has no such option; for crun's users it means just this.
+        draft.push(
+            Step::Symlink {
+                content: &cstring("source", &content)?,
+                path: target,
+                replace: false,
+            },
+            format!("make the symlink {}", target.to_string_lossy()),
+        );
+        return Ok(());
+    }
     // The bare type "bind" without the option means rbind, as runc takes it.
     let recursive = options.bind.unwrap_or(true);
     let tree = draft

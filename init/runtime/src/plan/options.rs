@@ -49,6 +49,8 @@ pub struct Options {
     pub idmap: Option<bool>,
     /// `tmpcopyup`: what a tmpfs covers is copied into it.
     pub copy_up: bool,
+    /// `copy-symlink`: a source that is a symlink is made anew, not followed.
+    pub copy_symlink: bool,
     /// What the file system itself understands.
     pub data: Vec<String>,
 }
@@ -93,6 +95,8 @@ const SUPERBLOCK: &[(&str, u64, bool)] = &[
     ("noiversion", libc::MS_I_VERSION, true),
     ("lazytime", libc::MS_LAZYTIME, false),
     ("nolazytime", libc::MS_LAZYTIME, true),
+    ("acl", libc::MS_POSIXACL, false),
+    ("noacl", libc::MS_POSIXACL, true),
 ];
 
 const PROPAGATION: &[(&str, u64)] = &[
@@ -129,6 +133,7 @@ pub fn known_words() -> Vec<&'static str> {
         "idmap",
         "ridmap",
         "tmpcopyup",
+        "copy-symlink",
     ];
     words.extend(FLAGS.iter().map(|f| f.0));
     words.extend(ATIMES.iter().map(|f| f.0));
@@ -201,6 +206,8 @@ pub fn parse(words: &[String]) -> Result<Options> {
         } else if word == "tmpcopyup" {
             out.copy_up = true;
         } else if word == "copy-symlink" {
+            out.copy_symlink = true;
+        } else if word == "src-nofollow" || word == "dest-nofollow" {
             return Err(Error::Unsupported {
                 what: format!("mount option {word}"),
             });
@@ -253,6 +260,6 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_refused() {
-        assert!(parse(&["copy-symlink".to_owned()]).is_err());
+        assert!(parse(&["src-nofollow".to_owned()]).is_err());
     }
 }

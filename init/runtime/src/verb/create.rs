@@ -62,8 +62,10 @@ pub struct Options {
     pub no_pivot: bool,
     /// `--no-new-keyring`.
     pub no_new_keyring: bool,
-    /// `--preserve-fds`, and what `LISTEN_FDS` adds.
+    /// `--preserve-fds`: descriptors after those of `listen_fds`.
     pub preserve_fds: u32,
+    /// Sockets that were passed to us by socket activation, from 3 on.
+    pub listen_fds: u32,
 }
 
 /// Who takes the terminal's master.
@@ -193,7 +195,14 @@ impl Creation<'_> {
         // On disk before it is made: whoever finds us killed knows where to look.
         let intent = Cgroup::intent(&hierarchies, &path)?;
         let planned = Cgroup::from_saved(&intent);
-        let mut saved = made::record(bundle, self.id, filter.as_ref(), intent, unit.clone())?;
+        let mut saved = made::record(
+            bundle,
+            self.id,
+            self.options,
+            filter.as_ref(),
+            intent,
+            unit.clone(),
+        )?;
         self.dir.save(&saved)?;
         undo.rdt = saved.intel_rdt.clone();
         let devices = made::device_rules(resources);
@@ -238,7 +247,13 @@ impl Creation<'_> {
             linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()),
         )?;
         let root = environment::open_root(&bundle.rootfs);
-        let env = environment::complete(bundle.process()?, root.as_ref());
+        let mut env = environment::complete(bundle.process()?, root.as_ref());
+        if self.options.listen_fds > 0 {
+            env.retain(|entry| !entry.starts_with("LISTEN_FDS=") && !entry.starts_with("LISTEN_PID="));
+            // It is the first process of its pid namespace.
+            env.push(format!("LISTEN_FDS={}", self.options.listen_fds));
+            env.push("LISTEN_PID=1".into());
+        }
         // From inside another user namespace nobody may be cloned into a v2 group.
         let attached_late = unit.is_some() || (into.is_some() && !namespaces.in_between.is_empty());
         let prepared = prepare(Inputs {
@@ -255,7 +270,10 @@ impl Creation<'_> {
             env: &env,
             gate: self.gate()?,
             console,
-            preserve_fds: self.options.preserve_fds,
+            preserve_fds: self
+                .options
+                .preserve_fds
+                .saturating_add(self.options.listen_fds),
             no_pivot: self.options.no_pivot,
             no_keyring: self.options.no_new_keyring,
         })?;

@@ -333,6 +333,8 @@ impl Execution<'_> {
             join: (flags != 0).then(|| (inherited, u32::try_from(flags).unwrap_or(0))),
             root: chroot,
             user_namespace: has_user_namespace(saved),
+            keyring: (!saved.no_new_keyring).then_some(saved.id.as_str()),
+            personality: saved.personality.as_ref(),
             memory_policy: saved.memory_policy.as_ref(),
             filter: filter.as_ref(),
             console,

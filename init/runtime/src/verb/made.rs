@@ -8,6 +8,7 @@ use holdfast_cgroups::{Cgroup, SavedCgroup, default_device_rules};
 use holdfast_record::{ContainerId, Timestamp};
 use oci_spec::runtime::LinuxResources;
 
+use super::create::Options;
 use super::unit;
 use crate::bundle::Bundle;
 use crate::error::{Error, Result};
@@ -67,6 +68,7 @@ pub(super) fn save(dir: &StateDir, saved: &mut Saved, cgroup: &Cgroup) -> Result
 pub(super) fn record(
     bundle: &Bundle,
     id: &ContainerId,
+    options: &Options,
     filter: Option<&Filter>,
     cgroup: SavedCgroup,
     unit: Option<Unit>,
@@ -85,6 +87,8 @@ pub(super) fn record(
         unit,
         intel_rdt: rdt::intent(bundle.linux()?, id.as_str())?,
         memory_policy: bundle.linux()?.memory_policy().clone(),
+        personality: bundle.linux()?.personality().clone(),
+        no_new_keyring: options.no_new_keyring,
         namespaces: bundle.namespaces().iter().map(|n| n.typ()).collect(),
         process: bundle.process()?.clone(),
         hooks: spec.hooks().clone(),

@@ -165,7 +165,14 @@ impl Restoration<'_> {
             .map(|profile| Filter::compile(profile, &self.context.seccomp_cache()))
             .transpose()?;
         let intent = Cgroup::intent(&hierarchies, &path)?;
-        let mut saved = made::record(bundle, self.id, filter.as_ref(), intent, unit.clone())?;
+        let mut saved = made::record(
+            bundle,
+            self.id,
+            &self.options.create,
+            filter.as_ref(),
+            intent,
+            unit.clone(),
+        )?;
         self.dir.save(&saved)?;
         undo.rdt = saved.intel_rdt.clone();
         if let Some(filter) = &filter {

@@ -3,13 +3,14 @@
 use std::io::Read;
 use std::path::Path;
 
-use holdfast_cgroups::When;
+use holdfast_cgroups::{Cgroup, When};
 use holdfast_record::ContainerId;
 use oci_spec::runtime::LinuxResources;
 
 use super::{Context, unit};
 use crate::error::{Doing, Error, Result};
-use crate::state::Status;
+use crate::rdt::{self, Schemata};
+use crate::state::{Container, Status};
 
 /// A resources document is small; more than this is no such document: 1 MiB.
 const LIMIT: u64 = 1 << 20;
@@ -36,7 +37,12 @@ pub fn read(path: &Path) -> Result<LinuxResources> {
 ///
 /// # Errors
 /// A container that has ended, a limit that is refused.
-pub fn update(context: &Context, id: &ContainerId, resources: &LinuxResources) -> Result<()> {
+pub fn update(
+    context: &Context,
+    id: &ContainerId,
+    resources: &LinuxResources,
+    schemata: &Schemata,
+) -> Result<()> {
     let container = context.container(id)?;
     let status = container.status();
     if status == Status::Stopped || status == Status::Creating {
@@ -46,8 +52,29 @@ pub fn update(context: &Context, id: &ContainerId, resources: &LinuxResources) -
         });
     }
     let cgroup = container.cgroup().ok_or(Error::NotRunning)?;
+    if !schemata.is_empty() {
+        set_schemata(&container, &cgroup, schemata)?;
+    }
     if let Some(unit) = &container.saved.unit {
         unit::update(unit, resources)?;
     }
     Ok(cgroup.apply(resources, When::Update)?)
+}
+
+/// A container without a place in resctrl gets one, as with runc, and all of its processes move there.
+fn set_schemata(container: &Container, cgroup: &Cgroup, schemata: &Schemata) -> Result<()> {
+    if let Some(rdt) = &container.saved.intel_rdt {
+        return rdt.set(schemata);
+    }
+    let rdt = rdt::own_group(container.saved.id.as_str())?;
+    let mut saved = container.saved.clone();
+    saved.intel_rdt = Some(rdt.clone());
+    // On disk before it is made, so that delete finds it.
+    container.dir.save(&saved)?;
+    rdt.make()?;
+    rdt.set(schemata)?;
+    for pid in cgroup.processes()? {
+        rdt.add(pid)?;
+    }
+    Ok(())
 }
