@@ -25,7 +25,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use holdfast_cdi::{ApplyError, ContainerEdits, Registry, Unresolvable};
+use holdfast_cdi::{ApplyError, Registry, Unresolvable};
 use serde_json::Value;
 
 use crate::config::Config;
@@ -34,6 +34,8 @@ use crate::image::Image;
 use crate::mode::{self, Mode, Platform, Setting};
 use crate::nvml;
 use crate::request::{self, Found, Ignored, Origin, annotated, devices};
+
+pub use holdfast_cdi::ContainerEdits;
 
 pub use hooks::{HookTool, PrestartHook, hook_path, hook_tool};
 pub use jit::Selection;

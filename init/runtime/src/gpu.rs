@@ -10,15 +10,18 @@
 //! Everything that can be decided is decided before anything is made, so that device rules are in the specification
 //! before the cgroup exists. A container that asks for no GPU costs one read of `config.toml`.
 
+pub(crate) mod attached;
 mod cli;
 mod error;
+pub(crate) mod plan;
 #[cfg(test)]
 mod tests;
 
 use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use holdfast_gpu::config::{self, Config, DeviceRules};
+use holdfast_gpu::config::{self, ChosenBy, Config, DeviceRules};
 use holdfast_gpu::image::{Image, Mount};
 use holdfast_gpu::legacy::Program;
 use holdfast_gpu::mode::{Mode, Setting};
@@ -63,18 +66,27 @@ impl Handler {
             _ => return None,
         })
     }
+}
 
+/// The command line's part, as it was written: read only where it matters, so that a wrong word cannot keep a container
+/// from being deleted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// `--gpu`.
+    pub handler: Option<String>,
+    /// `--gpu-config`: the `config.toml` to read.
+    pub config: Option<PathBuf>,
+}
+
+impl Flags {
     /// What `--gpu` says, else [`VARIABLE`]; off without either.
-    ///
-    /// # Errors
-    /// [`Error::Handler`].
-    pub fn chosen(flag: Option<&str>) -> Result<Self, Error> {
-        let word = match (flag, std::env::var_os(VARIABLE)) {
-            (Some(word), _) => word.to_owned(),
+    pub(crate) fn handler(&self) -> Result<Handler, Error> {
+        let word = match (&self.handler, std::env::var_os(VARIABLE)) {
+            (Some(word), _) => word.clone(),
             (None, Some(word)) => word.to_string_lossy().into_owned(),
-            (None, None) => return Ok(Self::Off),
+            (None, None) => return Ok(Handler::Off),
         };
-        Self::parse(&word).ok_or(Error::Handler(word))
+        Handler::parse(&word).ok_or(Error::Handler(word))
     }
 }
 
@@ -91,26 +103,68 @@ pub struct Call {
     limit: Duration,
 }
 
+/// What is to be done for a container that asks for GPUs.
+pub(crate) struct Decision {
+    /// The mode.
+    pub(crate) mode: Mode,
+    /// The changes of the specification, without the prestart hook: this stage is the hook.
+    pub(crate) plan: Modification,
+    /// The call of the CLI, in legacy mode.
+    pub(crate) call: Option<Call>,
+    /// The specification with the changes.
+    pub(crate) spec: Value,
+}
+
 /// Gives the container of `bundle` what it asks for, as far as that can be done before it exists. The bundle's
 /// specification is changed in memory.
 ///
 /// # Errors
 /// What the container asks for and cannot have.
-pub fn prepare(handler: Handler, bundle: Bundle) -> crate::Result<Bundle> {
-    let mode = match handler {
-        Handler::Off => return Ok(bundle),
+pub fn prepare(flags: &Flags, bundle: Bundle) -> crate::Result<Bundle> {
+    let Some(decision) = decide(flags, &bundle)? else {
+        return Ok(bundle);
+    };
+    let Decision {
+        mode,
+        plan,
+        call,
+        spec,
+    } = decision;
+    log::info!(
+        "gpu: mode {mode}, devices {:?}, asked for by {:?}{}",
+        plan.devices,
+        plan.source,
+        call.as_ref().map_or("", |call| if call.no_cgroups {
+            ", device rules in the specification"
+        } else {
+            ", device rules by the CLI"
+        })
+    );
+    let spec: Spec = serde_json::from_value(spec).map_err(Error::Spec)?;
+    let mut bundle = Bundle::of(bundle.path, spec)?;
+    bundle.gpu = call;
+    Ok(bundle)
+}
+
+/// Decides what to do; `None`: nothing, because the handler has no stage or the container asks for no GPU.
+///
+/// # Errors
+/// As [`prepare`].
+pub(crate) fn decide(flags: &Flags, bundle: &Bundle) -> Result<Option<Decision>, Error> {
+    let mode = match flags.handler()? {
+        Handler::Off => return Ok(None),
         Handler::Configured => None,
         Handler::Fixed(mode) => Some(mode),
     };
     let image = image_of(&bundle.spec);
-    let Some(mut config) = load(&bundle.spec, &image)? else {
-        return Ok(bundle);
+    let Some(mut config) = load(flags, &bundle.spec, &image)? else {
+        return Ok(None);
     };
     if let Some(mode) = mode {
         mode.name().clone_into(&mut config.runtime.mode);
     }
     if !asks(&image, &config)? {
-        return Ok(bundle);
+        return Ok(None);
     }
     let mode = modify::mode_of(&config, &image, modify::host_platform).map_err(Error::Modify)?;
     let limit = limit_from_env("gpu", config.own.deadline);
@@ -139,20 +193,12 @@ pub fn prepare(handler: Handler, bundle: Bundle) -> crate::Result<Bundle> {
     if let Some(call) = &mut call {
         allow(&mut spec, call);
     }
-    log::info!(
-        "gpu: mode {mode}, devices {:?}, asked for by {:?}{}",
-        plan.devices,
-        plan.source,
-        call.as_ref().map_or("", |call| if call.no_cgroups {
-            ", device rules in the specification"
-        } else {
-            ", device rules by the CLI"
-        })
-    );
-    let spec: Spec = serde_json::from_value(spec).map_err(Error::Spec)?;
-    let mut bundle = Bundle::of(bundle.path, spec)?;
-    bundle.gpu = call;
-    Ok(bundle)
+    Ok(Some(Decision {
+        mode,
+        plan,
+        call,
+        spec,
+    }))
 }
 
 /// The usual directories: the caller's own `PATH` is nobody's business here.
@@ -191,11 +237,16 @@ fn image_of(spec: &Spec) -> Image {
 }
 
 /// The configuration; `None` when it cannot be used and the container does not need it.
-fn load(spec: &Spec, image: &Image) -> Result<Option<Config>, Error> {
+fn load(flags: &Flags, spec: &Spec, image: &Image) -> Result<Option<Config>, Error> {
     let variable = |name: &str| std::env::var_os(name);
     let mut own = config::Own::default();
     own.switch_off(variable(deviation::VARIABLE).as_deref())?;
-    let loaded = config::locate(None, variable).load_if_there();
+    let location = config::locate(flags.config.as_deref().map(Path::as_os_str), variable);
+    let loaded = match location.chosen_by {
+        // This node's handler is made for that file.
+        ChosenBy::Flag => location.load(),
+        ChosenBy::Environment | ChosenBy::Xdg | ChosenBy::System => location.load_if_there(),
+    };
     let unusable = loaded.map_err(Error::from).and_then(|mut config| {
         config.own.as_original.append(&mut own.as_original.clone());
         capabilities::supported(&config).map_err(Error::Supported)?;

@@ -97,6 +97,7 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
         "spec" => spec_command(parser),
         "features" => print(&pretty(&crate::features::features())?),
         "why" => why_command(parser),
+        "gpu" => super::gpu_commands::run(context, parser),
         "check" => check_command(parser),
         other => Err(Error::Usage(format!("no command {other:?}"))),
     }

@@ -37,7 +37,7 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Parsed> {
     let mut root = default_root();
     let mut systemd_cgroup = false;
     let mut criu = PathBuf::from("criu");
-    let mut gpu = None;
+    let mut gpu = crate::gpu::Flags::default();
     let mut log = Destination::default();
     while let Some(arg) = parser.next().map_err(usage)? {
         match arg {
@@ -57,7 +57,8 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Parsed> {
             // Detected by itself; accepted for compatibility.
             Arg::Long("rootless") => drop(text(parser)?),
             Arg::Long("criu") => criu = path(parser)?,
-            Arg::Long("gpu") => gpu = Some(text(parser)?),
+            Arg::Long("gpu") => gpu.handler = Some(text(parser)?),
+            Arg::Long("gpu-config") => gpu.config = Some(path(parser)?),
             Arg::Long("version") | Arg::Short('v') => return Ok(Parsed::Version),
             Arg::Long("help") | Arg::Short('h') => return Ok(Parsed::Help),
             Arg::Value(command) => {

@@ -47,6 +47,8 @@ questions
   check   [--json]                                    what is wrong with this node
   spec    [--bundle DIR] [--rootless]                 print a template of config.json
   features                                            what this runtime can do, as JSON
+  gpu plan  [--bundle DIR] [--json]                   what a container would get
+  gpu check [--json]                                  what would fail on this node, and why
 
 global options
   --root DIR            state of containers (default /run/holdfast)

@@ -11,6 +11,7 @@ mod commands;
 mod criu_flags;
 mod duration;
 mod global;
+mod gpu_commands;
 mod help;
 mod log_file;
 mod update_flags;

@@ -107,8 +107,7 @@ pub(super) fn create_with(
     console: Console,
     shim: Option<&Shim>,
 ) -> Result<Created> {
-    let handler = gpu::Handler::chosen(context.gpu.as_deref())?;
-    let bundle = gpu::prepare(handler, Bundle::load(&options.bundle)?)?;
+    let bundle = gpu::prepare(&context.gpu, Bundle::load(&options.bundle)?)?;
     let console = console_socket(&bundle, options, console)?;
     let dir = StateDir::create(&context.root, id)?;
     let mut undo = Undo {

@@ -32,9 +32,8 @@ pub struct Context {
     pub systemd_cgroup: bool,
     /// `--criu`: the program, looked up in PATH when it has no slash.
     pub criu: PathBuf,
-    /// `--gpu`, as it was written: read only where it matters, so that a wrong one cannot keep a container from being
-    /// deleted.
-    pub gpu: Option<String>,
+    /// `--gpu` and `--gpu-config`.
+    pub gpu: crate::gpu::Flags,
 }
 
 impl Context {
