@@ -74,7 +74,11 @@ fn a_wait_is_answered_by_the_next_image(containerd: &Containerd) {
     let mut client = containerd.spawn_run(
         "box",
         &["--rm"],
-        &["sh", "-c", "echo ready; until test -e /tmp/now; do usleep 10000; done; exit 42"],
+        &[
+            "sh",
+            "-c",
+            "echo ready; until test -e /tmp/now; do usleep 10000; done; exit 42",
+        ],
         None,
     );
     eventually("the container runs", Duration::from_secs(30), || {
@@ -183,7 +187,10 @@ fn a_terminal_goes_on(containerd: &Containerd) {
     terminal.expect("mark-42", LIMIT);
     let shim = Shim::of(containerd, "tty").pid("tty");
     if std::env::var_os("DBG").is_some() {
-        std::process::Command::new("strace").args(["-f","-o","/tmp/reexec-strace","-p",&shim.to_string()]).spawn().unwrap();
+        std::process::Command::new("strace")
+            .args(["-f", "-o", "/tmp/reexec-strace", "-p", &shim.to_string()])
+            .spawn()
+            .unwrap();
         thread::sleep(Duration::from_secs(1));
     }
     for n in 0..3 {
@@ -219,7 +226,10 @@ fn changes_under_way_are_done_once(containerd: &Containerd) {
                 })
             })
             .collect();
-        let all: Vec<_> = workers.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        let all: Vec<_> = workers
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect();
         stop.store(true, Ordering::SeqCst);
         let crashes = crashing.join().unwrap();
         assert!(all.iter().all(Result::is_ok), "a process was lost");

@@ -84,12 +84,18 @@ pub(super) fn parse(parser: &mut Parser) -> Result<Parsed> {
 }
 
 fn default_root() -> PathBuf {
-    if nix::unistd::geteuid().is_root() {
+    let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) else {
         return DEFAULT_ROOT.into();
-    }
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir).join("holdfast"),
-        _ => DEFAULT_ROOT.into(),
+    };
+    // Root of the machine, or of a user namespace that was made for somebody who is root in it:
+    // the rule of runc.
+    let is_root = nix::unistd::geteuid().is_root()
+        && (std::env::var_os("USER").is_some_and(|user| user == "root")
+            || crate::verb::is_root_of_the_machine());
+    if is_root {
+        DEFAULT_ROOT.into()
+    } else {
+        PathBuf::from(dir).join("holdfast")
     }
 }
 

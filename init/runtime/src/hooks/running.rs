@@ -110,9 +110,7 @@ impl Running {
         if self.report.is_empty() {
             return None;
         }
-        Some(
-            refusal(&self.report).unwrap_or((Step::Execute, io::ErrorKind::UnexpectedEof.into())),
-        )
+        Some(refusal(&self.report).unwrap_or((Step::Execute, io::ErrorKind::UnexpectedEof.into())))
     }
 
     /// At most five bytes ever come, in one write.

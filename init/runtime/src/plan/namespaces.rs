@@ -103,7 +103,8 @@ impl Namespaces {
                 fd: file,
                 path: path.display().to_string(),
             };
-            if joined_user && typ != Type::Mount {
+            let no_return = typ == Type::Pid && !crate::verb::is_root_of_the_machine();
+            if (joined_user && typ != Type::Mount) || no_return {
                 this.in_between.push(joined);
             } else if typ == Type::Pid || (new_user && typ != Type::Mount) {
                 this.by_parent.push(joined);

@@ -315,7 +315,8 @@ impl Execution<'_> {
             namespaces.in_between.push(joined(Type::User, again));
         }
         if has(Type::Pid) {
-            let list = if rootless {
+            // Nor could root of somebody else's user namespace (podman) come back from it.
+            let list = if rootless || !super::is_root_of_the_machine() {
                 &mut namespaces.in_between
             } else {
                 &mut namespaces.by_parent

@@ -19,6 +19,8 @@ pub mod state;
 mod unit;
 pub mod update;
 
+pub(crate) use rootless::is_root_of_the_machine;
+
 use std::path::PathBuf;
 
 use holdfast_record::ContainerId;

@@ -7,7 +7,7 @@ use oci_spec::runtime::LinuxResources;
 use crate::error::{Error, Result};
 
 /// Whether this process is root of the whole machine.
-fn is_root_of_the_machine() -> bool {
+pub(crate) fn is_root_of_the_machine() -> bool {
     // user_namespaces(7): the initial namespace maps every id to itself.
     let first = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let words: Vec<&str> = first.split_whitespace().collect();
