@@ -188,6 +188,161 @@ fn the_last_words_of_libc_and_of_a_full_stack_reach_journald() {
     }
 }
 
+/// systemd's own journald, as an instance of its own with a tmpfs for its files; none, with a word, where it is not to
+/// be had.
+struct Journald {
+    process: std::process::Child,
+    name: String,
+}
+
+impl Journald {
+    fn start() -> Option<Self> {
+        let program = "/lib/systemd/systemd-journald";
+        if !Path::new(program).exists() || !Path::new("/run/systemd").is_dir() {
+            println!("SKIPPED: no {program}");
+            return None;
+        }
+        let name = format!("holdfast-record-{}", std::process::id());
+        let script = format!(
+            "mount -t tmpfs none /var/log && mkdir /var/log/journal && exec {program} {name}"
+        );
+        let process = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(process) = process else {
+            println!("SKIPPED: no unshare(1)");
+            return None;
+        };
+        let mut journald = Self { process, name };
+        let until = std::time::Instant::now() + PATIENCE;
+        while !journald.folder().join("stdout").exists() {
+            if matches!(journald.process.try_wait(), Ok(Some(_))) {
+                println!("SKIPPED: systemd-journald does not run here");
+                return None;
+            }
+            assert!(
+                std::time::Instant::now() < until,
+                "journald does not come up"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(journald)
+    }
+
+    fn folder(&self) -> std::path::PathBuf {
+        format!("/run/systemd/journal.{}", self.name).into()
+    }
+
+    /// What journalctl says with these matches, an object a line, once `enough` is true of it.
+    fn said(
+        &self,
+        matches: &[&str],
+        enough: impl Fn(&[serde_json::Value]) -> bool,
+    ) -> Vec<serde_json::Value> {
+        let until = std::time::Instant::now() + PATIENCE;
+        loop {
+            let said = Command::new("nsenter")
+                .args([
+                    "-t",
+                    &self.process.id().to_string(),
+                    "-m",
+                    "journalctl",
+                    "-o",
+                    "json",
+                    "--no-pager",
+                ])
+                .arg(format!("--namespace={}", self.name))
+                .args(matches)
+                .output()
+                .unwrap();
+            let entries: Vec<serde_json::Value> = String::from_utf8_lossy(&said.stdout)
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect();
+            if enough(&entries) {
+                return entries;
+            }
+            assert!(
+                std::time::Instant::now() < until,
+                "{matches:?}: {entries:#?}"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Journald {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = std::fs::remove_dir_all(self.folder());
+    }
+}
+
+#[test]
+fn a_real_journald_has_panics_aborts_and_full_stacks_with_their_fields() {
+    let Some(journald) = Journald::start() else {
+        return;
+    };
+    let folder = journald.folder();
+    assert!(role("panics_and_goes_on", &folder).success());
+    for name in ["panics_twice", "frees_garbage", "overflows_its_stack"] {
+        assert!(!role(name, &folder).success(), "{name}");
+    }
+    let texts = |entries: &[serde_json::Value]| -> String {
+        let messages = entries.iter().filter_map(|entry| entry["MESSAGE"].as_str());
+        messages.collect::<Vec<_>>().join("\n")
+    };
+    let words = [
+        "internal error ",
+        "the second panic",
+        "has overflowed its stack",
+        "free(): invalid pointer",
+    ];
+    let glibc = cfg!(target_env = "gnu");
+    let stream = journald.said(&["SYSLOG_IDENTIFIER=holdfast-test"], |entries| {
+        let said = texts(entries);
+        words
+            .iter()
+            .filter(|word| glibc || !word.contains("free()"))
+            .all(|word| said.contains(word))
+    });
+    let panic = stream
+        .iter()
+        .find(|entry| {
+            entry["MESSAGE"]
+                .as_str()
+                .is_some_and(|text| text.starts_with("internal error "))
+        })
+        .unwrap();
+    assert_eq!(panic["PRIORITY"], "2", "{panic}");
+    assert_eq!(panic["_TRANSPORT"], "stdout", "{panic}");
+    // The record of the same panic, with fields.
+    let entry = Reason::ShimPanicked(example()).entry();
+    let by_id = format!("MESSAGE_ID={}", entry.message_id);
+    let records = journald.said(&[&by_id], |entries| !entries.is_empty());
+    let record = &records[0];
+    assert_eq!(record["REASON"], entry.code);
+    assert_eq!(record["CONTAINER_ID"], "c1");
+    assert_eq!(record["PRIORITY"], "3");
+    let incident = record["INCIDENT"].as_str().unwrap();
+    assert!(
+        panic["MESSAGE"].as_str().unwrap().contains(incident) || texts(&stream).contains(incident)
+    );
+}
+
+fn example() -> holdfast_record::reason::Panicked {
+    holdfast_record::reason::Panicked {
+        incident: String::new(),
+        message: String::new(),
+        location: None,
+        thread: None,
+        backtrace: String::new(),
+    }
+}
+
 #[test]
 fn values_with_line_feeds_are_sent_by_length() {
     let folder = tempfile::tempdir().unwrap();
@@ -323,9 +478,12 @@ mod sys {
 
     /// Makes glibc abort: "free(): invalid pointer".
     pub(super) fn free_garbage() {
-        let text = [0u8; 64];
-        // SAFETY: none is claimed: glibc checks the pointer's alignment first, and aborts. It is the last act of this process.
-        unsafe { libc::free(text.as_ptr().wrapping_add(1).cast_mut().cast()) }
+        #[repr(align(16))]
+        struct Text([u8; 64]);
+        let text = std::hint::black_box(Text([0; 64]));
+        // What glibc takes for the size of the chunk, right before the pointer, is zeros of our own.
+        // SAFETY: none is claimed: glibc sees that the pointer is not aligned, and aborts. It is the last act of this process.
+        unsafe { libc::free(text.0.as_ptr().wrapping_add(17).cast_mut().cast()) }
     }
 }
 

@@ -38,12 +38,20 @@ pub struct Places {
     pub file: PathBuf,
 }
 
+/// Overrides the folder of journald's sockets: a path, for nodes whose containerd has a journal of its own
+/// (`LogNamespace=` puts the sockets into `/run/systemd/journal.NAME`).
+pub const JOURNALD_VARIABLE: &str = "HOLDFAST_JOURNALD";
+
 impl Default for Places {
-    /// The system's own, with the file `stderr.log` in the ledger's directory.
+    /// The system's own, or journald's that [`JOURNALD_VARIABLE`] names, with the file `stderr.log` in the ledger's
+    /// directory.
     fn default() -> Self {
+        let journald = std::env::var_os(JOURNALD_VARIABLE)
+            .filter(|folder| !folder.is_empty())
+            .map_or_else(|| PathBuf::from("/run/systemd/journal"), PathBuf::from);
         Self {
-            stream: "/run/systemd/journal/stdout".into(),
-            datagram: "/run/systemd/journal/socket".into(),
+            stream: journald.join("stdout"),
+            datagram: journald.join("socket"),
             kmsg: "/dev/kmsg".into(),
             file: Ledger::from_env().dir().join("stderr.log"),
         }
