@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{CodedInputStream, Message};
@@ -72,6 +72,9 @@ pub(crate) struct Options {
     /// The GPU stage of `holdfast`: `auto`, `legacy`, `cdi`, `jit-cdi` or `off`. Ours alone, too.
     #[serde(alias = "Gpu", skip_serializing_if = "String::is_empty")]
     pub(crate) gpu: String,
+    /// The `config.toml` of that stage; empty: the one next to NVIDIA's wrapper, or the usual one.
+    #[serde(alias = "GpuConfig", skip_serializing_if = "String::is_empty")]
+    pub(crate) gpu_config: String,
 }
 
 /// What a `BinaryName` of NVIDIA's toolkit asks of the GPU stage. Its wrapper would start runc; the handler that names it
@@ -86,6 +89,18 @@ fn nvidia_handler(binary_name: &str) -> Option<&'static str> {
 }
 
 impl Options {
+    /// The configuration of the GPU stage. The wrappers that the GPU operator installs are scripts which name the file
+    /// below their own folder.
+    pub(crate) fn gpu_config(&self) -> Option<PathBuf> {
+        if !self.gpu_config.is_empty() {
+            return Some(self.gpu_config.clone().into());
+        }
+        nvidia_handler(&self.binary_name)?;
+        let folder = Path::new(&self.binary_name).parent()?;
+        let file = folder.join(".config/nvidia-container-runtime/config.toml");
+        (folder.is_absolute() && file.is_file()).then_some(file)
+    }
+
     /// The OCI runtime to start (empty: `holdfast` beside the shim), and the GPU stage it is told.
     ///
     /// The names of NVIDIA's wrappers stand for `holdfast` with a stage, unless `Gpu` says something: then the name is
@@ -133,6 +148,7 @@ impl Options {
             criu_work_path: runc.criu_work_path,
             stdio_policy: String::new(),
             gpu: String::new(),
+            gpu_config: String::new(),
         })
     }
 
@@ -238,16 +254,33 @@ mod tests {
             let (binary, gpu) = options.binary_and_gpu();
             (binary.to_owned(), gpu.map(str::to_owned))
         };
+        let dir = tempfile::tempdir().unwrap();
+        let wrapper = dir.path().join("nvidia-container-runtime");
+        let options = Options {
+            binary_name: wrapper.display().to_string(),
+            ..Options::default()
+        };
+        assert_eq!(options.gpu_config(), None);
+        let config = dir.path().join(".config/nvidia-container-runtime");
+        std::fs::create_dir_all(&config).unwrap();
+        std::fs::write(config.join("config.toml"), "").unwrap();
+        assert_eq!(options.gpu_config(), Some(config.join("config.toml")));
         let stage = |gpu: &str| (String::new(), Some(gpu.to_owned()));
         let toolkit = "/usr/local/nvidia/toolkit/nvidia-container-runtime";
         assert_eq!(of(toolkit, ""), stage("auto"));
         assert_eq!(of("nvidia-container-runtime.cdi", ""), stage("cdi"));
-        assert_eq!(of("/x/nvidia-container-runtime.legacy", ""), stage("legacy"));
+        assert_eq!(
+            of("/x/nvidia-container-runtime.legacy", ""),
+            stage("legacy")
+        );
         assert_eq!(of("", "jit-cdi"), stage("jit-cdi"));
         assert_eq!(of("", ""), (String::new(), None));
         assert_eq!(of("/usr/bin/runc", ""), ("/usr/bin/runc".to_owned(), None));
         // Somebody who wants the wrapper itself.
-        assert_eq!(of(toolkit, "off"), (toolkit.to_owned(), Some("off".to_owned())));
+        assert_eq!(
+            of(toolkit, "off"),
+            (toolkit.to_owned(), Some("off".to_owned()))
+        );
     }
 
     #[test]

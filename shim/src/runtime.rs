@@ -53,6 +53,7 @@ pub(crate) struct Runtime {
     systemd_cgroup: bool,
     /// What `holdfast create` is told about GPUs.
     gpu: Option<String>,
+    gpu_config: Option<PathBuf>,
     bundle: PathBuf,
     namespace: String,
     id: ContainerId,
@@ -429,6 +430,7 @@ impl Runtime {
             root: root.join(namespace.as_str()),
             systemd_cgroup: options.systemd_cgroup,
             gpu: gpu.filter(|_| ours).map(str::to_owned),
+            gpu_config: options.gpu_config().filter(|_| ours),
             bundle: bundle.to_owned(),
             namespace: namespace.to_string(),
             id: id.clone(),
@@ -467,8 +469,15 @@ impl Runtime {
         if self.systemd_cgroup {
             command.arg("--systemd-cgroup");
         }
-        if let Some(gpu) = self.gpu.as_deref().filter(|_| call.verb == "create") {
-            command.args(["--gpu", gpu]);
+        if call.verb == "create" {
+            for (flag, value) in [
+                ("--gpu", self.gpu.as_ref().map(OsString::from)),
+                ("--gpu-config", self.gpu_config.as_ref().map(OsString::from)),
+            ] {
+                if let Some(value) = value {
+                    command.arg(flag).arg(value);
+                }
+            }
         }
         command
             .arg(call.verb)

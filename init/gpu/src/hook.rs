@@ -322,6 +322,16 @@ fn execute(invocation: &Invocation) -> Result<(), Error> {
     }
 }
 
+/// For [`crate::fuzz`]: reads a state as [`main`] does.
+pub(crate) fn read_state(bytes: &[u8]) {
+    let _ = State::read(bytes);
+}
+
+/// For [`crate::fuzz`]: reads a specification as [`main`] does.
+pub(crate) fn read_spec(bytes: &[u8]) {
+    let _ = spec::read(bytes);
+}
+
 /// The error and its causes in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -25,6 +25,8 @@
 //! | [`driver`] | the driver's files on the host |
 //! | [`nvml`] | the GPUs of the node, asked by a process of its own |
 //! | [`oci`] | a specification as the toolkit's runtime reads and writes it |
+//! | [`check`] | what would fail on this node, and why |
+//! | [`fuzz`] | the parsers under attack; tests only |
 //! | [`json`] | JSON as Go's decoder reads it: keys in any case, the last one wins |
 //! | [`paths`] | lexical paths and program search as Go does them |
 //!
@@ -36,10 +38,12 @@
 //! 3. [`request::Request::find`] says whether a GPU is asked for. `None`: leave the container alone.
 
 pub mod capabilities;
+pub mod check;
 pub mod class;
 pub mod config;
 pub mod deviation;
 pub mod driver;
+pub mod fuzz;
 pub mod hook;
 pub mod image;
 pub mod json;

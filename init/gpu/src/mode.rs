@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use crate::request::qualified;
+use holdfast_cdi::is_qualified;
 
 /// How GPUs are put into a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub enum Platform {
 /// place of `legacy`.)
 #[must_use]
 pub fn of_hook(devices: &[String], platform: impl FnOnce() -> Platform) -> Mode {
-    if !devices.is_empty() && devices.iter().all(|device| qualified(device).is_some()) {
+    if !devices.is_empty() && devices.iter().all(|device| is_qualified(device)) {
         return Mode::Cdi;
     }
     match platform() {

@@ -1,14 +1,12 @@
 //! Which GPUs a container asks for, and how it asks.
 
 mod devices;
-mod names;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 
 pub use devices::{Devices, Origin, annotated, devices};
-pub use names::{Qualified, qualified};
 
 use crate::capabilities::{self, Capabilities};
 use crate::config::Config;

@@ -16,7 +16,7 @@ const BELOW_XDG: &str = "nvidia-container-runtime/config.toml";
 /// Why a file was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChosenBy {
-    /// The hook's `-config`.
+    /// The hook's `-config`, or `--gpu-config`.
     Flag,
     /// [`VARIABLE`].
     Environment,
@@ -40,7 +40,7 @@ impl ChosenBy {
 impl fmt::Display for ChosenBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Flag => "-config",
+            Self::Flag => "the command line",
             Self::Environment => VARIABLE,
             Self::Xdg => "XDG_CONFIG_HOME",
             Self::System => "the default",

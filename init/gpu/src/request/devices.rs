@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{Found, IMEX_CHANNELS, Ignored, MOUNT_ROOT, VISIBLE_DEVICES, qualified};
+use holdfast_cdi::is_qualified;
+
+use super::{Found, IMEX_CHANNELS, Ignored, MOUNT_ROOT, VISIBLE_DEVICES};
 use crate::config::Config;
 use crate::image::Image;
 use crate::paths::clean;
@@ -143,7 +145,7 @@ fn from_mounts(image: &Image, ignored: &mut Vec<Ignored>) -> Vec<String> {
 
 /// `vendor/class=name`, also written `vendor/class/name` because a path cannot have `=` everywhere.
 fn cdi_name(request: &str) -> Option<String> {
-    if qualified(request).is_some() {
+    if is_qualified(request) {
         return Some(request.to_owned());
     }
     let mut parts = request.splitn(3, '/');
