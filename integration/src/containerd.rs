@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -88,7 +89,8 @@ pub struct Extra {
     /// Environment of containerd, and so of its shims.
     pub environment: Vec<(&'static str, String)>,
     /// Each daemon gets a mount namespace of its own, in which everything has this propagation: as
-    /// a unit of systemd has it with `MountFlags=`. The words are those of unshare(1).
+    /// a unit of systemd has it with `MountFlags=`. The words are those of unshare(1). The test's
+    /// folder is a shared mount then, as everything is on a node with systemd.
     pub own_mounts: Option<&'static str>,
 }
 
@@ -142,6 +144,9 @@ impl Containerd {
             .prefix("holdfast-test-")
             .tempdir()
             .expect("folder");
+        if extra.own_mounts.is_some() {
+            share_mounts_of(folder.path());
+        }
         write_config(version, folder.path(), extra);
         let process = spawn(&programs, folder.path(), extra);
         let containerd = Self {
@@ -292,6 +297,9 @@ impl Containerd {
             left.push(format!("process {pid} in a cgroup of the test"));
         }
         for mount in leaks::mounts_under(self.folder.path()) {
+            if self.extra.own_mounts.is_some() && mount == self.folder.path() {
+                continue;
+            }
             left.push(format!("mount {}", mount.display()));
         }
         for cgroup in leaks::cgroups_below(&self.namespace) {
@@ -374,6 +382,13 @@ impl Drop for Containerd {
             let _ = fs::remove_dir_all(folder);
         }
     }
+}
+
+/// Makes a folder a mount that shares what is mounted in it with its copies.
+fn share_mounts_of(folder: &Path) {
+    let none = None::<&str>;
+    mount(Some(folder), folder, none, MsFlags::MS_BIND, none).expect("bind the test's folder");
+    mount(none, folder, none, MsFlags::MS_SHARED, none).expect("share the test's folder");
 }
 
 fn write_config(version: Version, folder: &Path, extra: &Extra) {

@@ -18,6 +18,7 @@ use holdfast_record::witness::Witness;
 use holdfast_record::{ContainerId, ExitStatus, Namespace, Reason, Signal, Timestamp};
 
 use crate::cli::CommandLine;
+use crate::copies;
 use crate::event::proto_time;
 use crate::fault::chain;
 use crate::handover;
@@ -137,7 +138,13 @@ pub(crate) fn delete(line: &CommandLine) -> Result<(), DeleteError> {
     if !history.deleted {
         delete_in_runtime(&options, &namespace, &id, &bundle);
     }
-    unmount(&bundle.join("rootfs"));
+    let left = unmount(&bundle.join("rootfs"));
+    if !left.is_empty() {
+        let reason = Reason::CleanupIncomplete { left };
+        let record = Record::new(Kind::Container, &reason, Timestamp::now())
+            .of_container(Some(&namespace), &id);
+        publish(&Ledger::from_env(), &Places::default(), &record);
+    }
     remove_stale_socket(&bundle);
     if let Some(shim) = history
         .shim
@@ -238,21 +245,25 @@ fn record(namespace: &Namespace, id: &ContainerId, history: &History) {
     publish(&Ledger::from_env(), &Places::default(), &record);
 }
 
-/// Unmounts on a thread that may hang: the answer is worth more.
-fn unmount(rootfs: &Path) {
+/// Unmounts on a thread that may hang: the answer is worth more. What is left, each in one sentence.
+fn unmount(rootfs: &Path) -> Vec<String> {
     let (tell, told) = std::sync::mpsc::channel();
     let target = rootfs.to_owned();
     std::thread::spawn(move || {
-        let _ = tell.send(rootfs::unmount_all(&target, BUSY_LIMIT));
+        // Its mounts elsewhere have the same name as here.
+        let real = std::fs::canonicalize(&target).unwrap_or_else(|_| target.clone());
+        let here = rootfs::unmount_all(&target, BUSY_LIMIT).map_err(|error| chain(&error));
+        let _ = tell.send((here, copies::users_of(&real)));
     });
-    match told.recv_timeout(UNMOUNT_LIMIT) {
-        Ok(Ok(detached)) => detached.iter().for_each(|line| log::warn!("{line}")),
-        Ok(Err(error)) => log::warn!("{}", chain(&error)),
-        Err(_) => log::warn!(
-            "unmounting {} did not finish within {UNMOUNT_LIMIT:?}",
-            rootfs.display()
-        ),
-    }
+    let (here, elsewhere) = told.recv_timeout(UNMOUNT_LIMIT).unwrap_or_else(|_| {
+        let shown = rootfs.display();
+        let late = format!("unmounting {shown} did not finish within {UNMOUNT_LIMIT:?}");
+        (Err(late), Vec::new())
+    });
+    let mut left = here.unwrap_or_else(|error| vec![error]);
+    left.extend(elsewhere);
+    left.iter().for_each(|line| log::warn!("{line}"));
+    left
 }
 
 /// Removes the socket that a killed shim has left, if nobody listens on it.

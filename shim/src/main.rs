@@ -5,6 +5,7 @@
 
 mod bootstrap;
 mod cli;
+mod copies;
 mod delete;
 mod event;
 mod fault;

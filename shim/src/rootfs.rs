@@ -19,7 +19,7 @@ use containerd_shim_protos::api::Mount;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
-pub(crate) use unmount::unmount_all;
+pub(crate) use unmount::{mounts_in, unmount_all};
 
 /// How long a busy mount is tried again before its holders are named and it is detached.
 pub(crate) const BUSY_LIMIT: Duration = Duration::from_millis(2500);

@@ -20,7 +20,6 @@
 mod apply;
 mod decode;
 mod edits;
-pub mod fuzz;
 mod host;
 mod name;
 mod number;

@@ -12,7 +12,12 @@ use super::{BUSY_PAUSE, RootfsError};
 
 /// Mount points at and below `root`, deepest last-made first.
 pub(super) fn mounts_below(root: &Path) -> Result<Vec<PathBuf>, RootfsError> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(RootfsError::Mountinfo)?;
+    mounts_in("/proc/self/mountinfo", root).map_err(RootfsError::Mountinfo)
+}
+
+/// As [`mounts_below`], for the process whose mountinfo it is.
+pub(crate) fn mounts_in(mountinfo: &str, root: &Path) -> io::Result<Vec<PathBuf>> {
+    let text = std::fs::read_to_string(mountinfo)?;
     let mut found: Vec<PathBuf> = text
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
