@@ -453,9 +453,10 @@ impl Runtime {
         resume::remove(&format!("{key}#master"));
     }
 
-    /// Whether it has the verb `checkpoint`.
-    pub(crate) fn can_checkpoint(&self) -> bool {
-        self.flavour == Flavour::Foreign
+    /// Whether what it restores waits for the shim's word: with any other runtime it would run
+    /// before Start.
+    pub(crate) fn stands_still_after_restore(&self) -> bool {
+        self.flavour == Flavour::Holdfast
     }
 
     fn command(&self, call: &mut Call, log: &Path) -> Command {

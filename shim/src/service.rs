@@ -113,11 +113,6 @@ impl TaskService {
     ) -> Result<api::CreateTaskResponse, Fault> {
         let id = ContainerId::new(request.id.as_str())
             .map_err(|error| Fault::invalid(error.to_string()))?;
-        if !request.checkpoint.is_empty() {
-            return Err(Fault::unimplemented(
-                "restore is not supported by this version of the shim",
-            ));
-        }
         let bundle = PathBuf::from(&request.bundle);
         if !bundle.is_absolute() || !bundle.is_dir() {
             return Err(Fault::invalid(format!(
@@ -142,6 +137,7 @@ impl TaskService {
                     terminal: request.terminal,
                 },
                 options,
+                checkpoint: (!request.checkpoint.is_empty()).then(|| request.checkpoint.into()),
             })
             .await?;
         Ok(api::CreateTaskResponse {

@@ -30,6 +30,11 @@ pub(super) fn create_limit() -> Duration {
     limit_from_env("CREATE", Duration::from_secs(240))
 }
 
+/// Bound of the runtime's `restore`, from Create to the end of Start: in between it stands still.
+fn restore_limit() -> Duration {
+    limit_from_env("RESTORE", Duration::from_secs(300))
+}
+
 /// Bound of the runtime's `exec`.
 pub(super) fn exec_limit() -> Duration {
     limit_from_env("EXEC", Duration::from_secs(60))
@@ -54,6 +59,8 @@ pub(super) struct Launcher {
     pub(super) bundle: PathBuf,
     /// The options of Create.
     pub(super) options: Options,
+    /// Images of a checkpoint to be restored, instead of a create.
+    pub(super) checkpoint: Option<PathBuf>,
     /// The process' stdio as given.
     pub(super) paths: Arc<StdioPaths>,
     /// For whom loggers run.
@@ -167,21 +174,37 @@ impl Launcher {
     where
         F: Future<Output = bool>,
     {
-        let mut call = Call::new("create", create_limit())
-            .kept("create")
-            .arg("--bundle")
-            .arg(&self.bundle);
+        let (verb, limit, what) = match &self.checkpoint {
+            None => ("create", create_limit(), "OCI runtime create failed"),
+            Some(_) if !self.runtime.stands_still_after_restore() => {
+                return Err(Fault::unimplemented(
+                    "restore needs a runtime that stops at the shim's barrier: holdfast",
+                ));
+            }
+            Some(_) => ("restore", restore_limit(), "OCI runtime restore failed"),
+        };
+        let mut call = Call::new(verb, limit).arg("--bundle").arg(&self.bundle);
+        if self.checkpoint.is_none() {
+            call = call.kept("create");
+        }
+        if let Some(images) = &self.checkpoint {
+            let work = match self.options.criu_work_path.as_str() {
+                "" => self.bundle.join("work"),
+                path => PathBuf::from(path),
+            };
+            call = call.arg("--image-path").arg(images);
+            call = call.arg("--work-path").arg(work).arg("--detach");
+        } else if self.options.no_new_keyring {
+            call = call.arg("--no-new-keyring");
+        }
         if self.options.no_pivot_root {
             call = call.arg("--no-pivot");
-        }
-        if self.options.no_new_keyring {
-            call = call.arg("--no-new-keyring");
         }
         let (call, console) = self.connect(call).await?;
         self.runtime
             .make(&self.reaper, call, &self.bundle.join("init.pid"), register)
             .await
-            .map_err(|error| error.fault("OCI runtime create failed"))?;
+            .map_err(|error| error.fault(what))?;
         self.attach(console, "create").await
     }
 

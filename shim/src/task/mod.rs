@@ -105,6 +105,8 @@ pub(crate) struct CreateRequest {
     pub(crate) stdio: StdioPaths,
     /// The runtime's options.
     pub(crate) options: Options,
+    /// Images of a checkpoint that it is to be restored from.
+    pub(crate) checkpoint: Option<PathBuf>,
 }
 
 /// What containerd wants checkpointed, and how.

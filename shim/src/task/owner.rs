@@ -96,6 +96,8 @@ enum Event {
     InitRegistered(Child, oneshot::Sender<bool>),
     InitEnded(Ended),
     CreateDone(Result<(), Fault>),
+    /// Of a restored container that was, or is not to be, started.
+    RestoreDone(Result<(), Fault>),
     StartDone(Result<(), Fault>),
     PauseDone(Result<(), Fault>),
     ResumeDone(Result<(), Fault>),
@@ -203,6 +205,12 @@ pub(super) struct Owner {
     killing: Vec<RequestId>,
     /// What of it lies on the slate, as a hash.
     kept: u64,
+    /// Images that it is restored from.
+    checkpoint: Option<PathBuf>,
+    /// Lets a restored container run, which stands still until Start; dropped, it ends.
+    go: Option<oneshot::Sender<()>>,
+    /// What came of a restore that ended before Start.
+    restored: Option<Result<(), Fault>>,
 }
 
 impl Owner {
@@ -219,6 +227,7 @@ impl Owner {
             rootfs,
             stdio,
             options,
+            checkpoint,
         } = request;
         Self {
             runtime: Runtime::new(&options, &shim.namespace, &id, &bundle),
@@ -247,6 +256,9 @@ impl Owner {
             holding: false,
             killing: Vec::new(),
             kept: 0,
+            checkpoint,
+            go: None,
+            restored: None,
         }
     }
 
@@ -311,6 +323,7 @@ impl Owner {
             runtime: self.runtime.clone(),
             bundle: self.bundle.clone(),
             options: self.options.clone(),
+            checkpoint: None,
             paths: Arc::clone(&side.paths),
             io: Arc::clone(&side.io),
             context: LoggerContext {

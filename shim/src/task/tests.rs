@@ -99,6 +99,7 @@ impl World {
                 binary_name: self.path("runtime").to_str().unwrap().to_owned(),
                 ..Options::default()
             },
+            checkpoint: None,
         }
     }
 
@@ -513,9 +514,13 @@ fn a_checkpoint_is_the_runtimes_with_what_was_asked_for() {
             r#"echo '{"level":"error","msg":"criu failed: type NOTIFY errno 0"}' > "$log"; exit 1"#,
         );
         let fault = ask(request.clone()).await.unwrap_err();
+        let log = world.path("bundle").join("criu-dump.log");
         assert_eq!(
             fault.text,
-            "OCI runtime checkpoint failed: criu failed: type NOTIFY errno 0"
+            format!(
+                "OCI runtime checkpoint failed: criu failed: type NOTIFY errno 0 path= {}",
+                log.display()
+            )
         );
         // Nothing of it changed the container.
         assert_eq!(container.view().unwrap().init.status, Status::Running);

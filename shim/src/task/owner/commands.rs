@@ -7,7 +7,12 @@ impl Owner {
         match command {
             Command::Start(Some(id), reply) => self.start_exec(&id, reply),
             Command::Exec(id, paths, spec, reply) => {
-                let result = self.model.exec_add(id.clone()).map_err(Fault::from);
+                let result = if self.go.is_some() {
+                    // What is restored stands still until Start.
+                    Err(Fault::unknown("cannot exec in a created state"))
+                } else {
+                    self.model.exec_add(id.clone()).map_err(Fault::from)
+                };
                 if result.is_ok() {
                     let exec = ExecSide {
                         side: Side::new(paths),
@@ -95,6 +100,14 @@ impl Owner {
             return;
         }
         self.underway = Some(Underway::Start(reply));
+        if self.checkpoint.is_some() {
+            // Err: the restore has failed since, and has told so.
+            let _ = self.go.take().map(|go| go.send(()));
+            if let Some(result) = self.restored.take() {
+                self.event(Event::StartDone(result));
+            }
+            return;
+        }
         self.run_start(None);
     }
 
@@ -389,33 +402,29 @@ impl Owner {
 
     pub(super) fn checkpoint(&mut self, request: CheckpointRequest, reply: Reply<()>) {
         let may = self.model.may_checkpoint().map_err(Fault::from);
-        let may = may.and_then(|()| {
-            if self.runtime.can_checkpoint() {
-                Ok(())
-            } else {
-                Err(Fault::unimplemented(
-                    "checkpoint is not supported by holdfast; runc can, as BinaryName of the runtime's options",
-                ))
-            }
-        });
         if let Err(fault) = may {
             reply.send(Err(fault));
             return;
         }
         self.underway = Some(Underway::Update(reply));
-        let call = checkpoint_call(&request, &self.options, &self.bundle).kept("checkpoint");
-        self.run_checkpoint(Ok(call));
+        let (call, work) = checkpoint_call(&request, &self.options, &self.bundle);
+        let call = call.kept("checkpoint");
+        self.run_checkpoint(Ok((call, work)));
     }
 
     /// Runs the runtime's `checkpoint`, or goes on with it.
-    pub(super) fn run_checkpoint(&self, call: Result<Call, RestoredJob>) {
+    pub(super) fn run_checkpoint(&self, call: Result<(Call, PathBuf), RestoredJob>) {
         let (runtime, reaper) = (self.runtime.clone(), Arc::clone(&self.shim.reaper));
+        let bundle = self.bundle.clone();
         self.later(async move {
-            let result = match call {
-                Ok(call) => runtime.run(&reaper, call).await,
-                Err(begun) => runtime.run_on(begun).await,
+            let (result, work) = match call {
+                Ok((call, work)) => (runtime.run(&reaper, call).await, Some(work)),
+                Err(begun) => (runtime.run_on(begun).await, None),
             };
-            Event::UpdateDone(result.map_err(|error| error.fault("OCI runtime checkpoint failed")))
+            Event::UpdateDone(result.map_err(|error| {
+                let fault = error.fault("OCI runtime checkpoint failed");
+                with_log(fault, work.as_deref(), &bundle)
+            }))
         });
     }
 
@@ -516,6 +525,7 @@ impl Owner {
             return;
         }
         self.underway = Some(Underway::Delete(reply));
+        self.go = None;
         self.run_delete(None);
     }
 
@@ -594,8 +604,26 @@ impl Owner {
     }
 }
 
-/// The call of `checkpoint`, with runc's flags.
-fn checkpoint_call(request: &CheckpointRequest, options: &Options, bundle: &Path) -> Call {
+/// The refusal of a checkpoint, with the path of criu's log, which is kept in the bundle: clients
+/// look for it after these words.
+fn with_log(mut fault: Fault, work: Option<&Path>, bundle: &Path) -> Fault {
+    let kept = bundle.join("criu-dump.log");
+    if let Some(work) = work
+        && let Err(error) = std::fs::copy(work.join("dump.log"), &kept)
+    {
+        log::debug!("checkpoint: keep the log of criu: {error}");
+    }
+    let first = fault.text.lines().next().unwrap_or_default();
+    fault.text = format!("{first} path= {}", kept.display());
+    fault
+}
+
+/// The call of `checkpoint`, with runc's flags, and where criu works and logs.
+fn checkpoint_call(
+    request: &CheckpointRequest,
+    options: &Options,
+    bundle: &Path,
+) -> (Call, PathBuf) {
     let CheckpointRequest {
         path,
         options: wanted,
@@ -612,7 +640,7 @@ fn checkpoint_call(request: &CheckpointRequest, options: &Options, bundle: &Path
         .arg("--image-path")
         .arg(image)
         .arg("--work-path")
-        .arg(work);
+        .arg(&work);
     for (wanted, flag) in [
         (!wanted.exit, "--leave-running"),
         (wanted.open_tcp, "--tcp-established"),
@@ -630,7 +658,7 @@ fn checkpoint_call(request: &CheckpointRequest, options: &Options, bundle: &Path
     for namespace in &wanted.empty_namespaces {
         call = call.arg("--empty-ns").arg(namespace);
     }
-    call
+    (call, work)
 }
 
 fn kill_fault(error: &std::io::Error) -> Fault {

@@ -1,5 +1,8 @@
 //! Create, and what is set up once the container exists.
 
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 
 impl Owner {
@@ -32,7 +35,10 @@ impl Owner {
         });
     }
 
-    pub(super) fn begin_create(&self) {
+    pub(super) fn begin_create(&mut self) {
+        if let Some(images) = self.checkpoint.clone() {
+            return self.begin_restore(images);
+        }
         let (launcher, mounts, events) = (
             self.launcher(&self.init),
             self.mounts.clone(),
@@ -47,17 +53,56 @@ impl Owner {
                     answer.await.unwrap_or(false)
                 }
             };
-            let written = launcher.options.write(&launcher.bundle).map_err(|error| {
-                Fault::unknown(format!(
-                    "write the options into {}: {error}",
-                    launcher.bundle.display()
-                ))
-            });
-            Event::CreateDone(match written {
-                Ok(()) => launcher.create(mounts, register).await,
-                Err(fault) => Err(fault),
-            })
+            Event::CreateDone(create(&launcher, mounts, register).await)
         });
+    }
+
+    /// Restores the container up to processes that stand still at the barrier: that is what the
+    /// create of a checkpoint is. Start lets them run.
+    fn begin_restore(&mut self, images: PathBuf) {
+        let launcher = Launcher {
+            checkpoint: Some(images),
+            ..self.launcher(&self.init)
+        };
+        let (mounts, events) = (self.mounts.clone(), self.events.clone());
+        let (go, may_go) = oneshot::channel();
+        self.go = Some(go);
+        tokio::spawn(async move {
+            let may_go = Mutex::new(Some(may_go));
+            let created = AtomicBool::new(false);
+            let register = |child| {
+                let may_go = may_go.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let (events, created) = (events.clone(), &created);
+                async move {
+                    let (stored, answer) = oneshot::channel();
+                    let _ = events.send(Event::InitRegistered(child, stored)).await;
+                    let (true, Some(may_go)) = (answer.await.unwrap_or(false), may_go) else {
+                        return false;
+                    };
+                    let _ = events.send(Event::CreateDone(Ok(()))).await;
+                    created.store(true, Ordering::SeqCst);
+                    may_go.await.is_ok()
+                }
+            };
+            let result = create(&launcher, mounts, register).await;
+            // Err: the container is gone and with it the interest.
+            let _ = events
+                .send(if created.load(Ordering::SeqCst) {
+                    Event::RestoreDone(result)
+                } else {
+                    Event::CreateDone(result)
+                })
+                .await;
+        });
+    }
+
+    /// The runtime's restore has ended: as Start's answer, or before there was a Start.
+    pub(super) fn restore_done(&mut self, result: Result<(), Fault>) {
+        if matches!(self.underway, Some(Underway::Start(_))) {
+            self.event(Event::StartDone(result));
+        } else {
+            self.restored = Some(result);
+        }
     }
 
     pub(super) fn create_done(&mut self, result: Result<(), Fault>) {
@@ -153,4 +198,22 @@ impl Owner {
             }));
         }
     }
+}
+
+/// Keeps the options for `delete`, and creates.
+async fn create<F>(
+    launcher: &Launcher,
+    mounts: Vec<Mount>,
+    register: impl Fn(Child) -> F,
+) -> Result<(), Fault>
+where
+    F: Future<Output = bool>,
+{
+    launcher.options.write(&launcher.bundle).map_err(|error| {
+        Fault::unknown(format!(
+            "write the options into {}: {error}",
+            launcher.bundle.display()
+        ))
+    })?;
+    launcher.create(mounts, register).await
 }

@@ -256,6 +256,8 @@ impl Owner {
             rootfs,
             stdio: stdio.clone(),
             options,
+            // One that still stands at the barrier ends with the image before: its runtime does.
+            checkpoint: None,
         };
         let mut owner = Self::new(Arc::clone(&shim), request, show);
         let begun = owner.take_over(state, stdio, created, &shim, inherited);

@@ -21,6 +21,7 @@ impl Owner {
                 self.model.init_ended(ended);
             }
             Event::CreateDone(result) => self.create_done(result),
+            Event::RestoreDone(result) => self.restore_done(result),
             Event::StartDone(result) => self.start_done(result),
             Event::PauseDone(result) => {
                 let done = self.model.pause_done(result.is_ok()).map_err(Fault::from);

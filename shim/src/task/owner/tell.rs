@@ -95,6 +95,10 @@ impl Owner {
                     terminal: self.init.paths.terminal,
                     ..events::TaskIO::default()
                 }),
+                checkpoint: self
+                    .checkpoint
+                    .as_ref()
+                    .map_or_else(String::new, |images| images.display().to_string()),
                 pid: process.pid(),
                 ..events::TaskCreate::default()
             }),
