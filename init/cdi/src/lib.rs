@@ -20,6 +20,7 @@
 mod apply;
 mod decode;
 mod edits;
+pub mod fuzz;
 mod host;
 mod name;
 mod number;

@@ -184,8 +184,8 @@ pub static ATOMIC_REWRITE: Deviation = Deviation {
 pub static DUPLICATES: Deviation = Deviation {
     name: "duplicates",
     places: &[Place::Stage],
-    original: "In mode jit-cdi a device that is named twice (`0,0`) leaves an empty name behind, which stands for \"no device\": the container gets none at all.",
-    ours: "A device that is named twice is injected once.",
+    original: "In mode jit-cdi a device that is named twice (`0,0`) leaves an empty name behind, which stands for \"no device\": the container gets none at all. `NVIDIA_IMEX_CHANNELS=none` gives all channels.",
+    ours: "A device that is named twice is injected once. `none` gives no channel.",
     why: "See strict.",
     switch: Switch::Key("strict = false"),
 };

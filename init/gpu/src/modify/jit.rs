@@ -87,7 +87,7 @@ pub(super) fn edits(
     for feature in gated::requested(image) {
         out.extend(gated::edits(&parts, feature));
     }
-    out.extend(imex(&parts, &imex_channels(image, config))?);
+    out.extend(imex(&parts, &imex_channels(image, config), setup.strict)?);
     Ok(out)
 }
 
@@ -153,7 +153,8 @@ fn select<'a>(
             "all" => return all(inventory, strict).map(Some),
             id => {
                 let found = find(inventory, id)?;
-                if !out.contains(&found) {
+                // By its index and by its UUID: the original injects such a device twice.
+                if !(strict && out.contains(&found)) {
                     out.push(found);
                 }
             }
@@ -541,16 +542,24 @@ fn is_library(name: &str) -> bool {
 }
 
 /// IMEX channels: a node each. `all` gives those that exist.
-fn imex(parts: &Parts<'_>, channels: &[String]) -> Result<Vec<Named>, Error> {
+///
+/// An empty name is what a repeated channel leaves behind, or all that is left of `none`; of the latter the original
+/// makes *all* channels.
+fn imex(parts: &Parts<'_>, channels: &[String], strict: bool) -> Result<Vec<Named>, Error> {
     const DIR: &str = "/dev/nvidia-caps-imex-channels";
-    if channels.is_empty() {
-        return Ok(Vec::new());
+    let mut named: Vec<&str> = channels.iter().map(String::as_str).collect();
+    named.retain(|channel| !channel.is_empty());
+    if named.is_empty() {
+        if channels.is_empty() || strict {
+            return Ok(Vec::new());
+        }
+        named.push("all");
     }
     let mut ids = Vec::new();
-    for channel in channels {
+    for channel in named {
         let id = channel.strip_prefix("channel").unwrap_or(channel);
         let wrong = |why: &str| Error::Imex {
-            id: channel.clone(),
+            id: channel.to_owned(),
             why: why.to_owned(),
         };
         if id == "all" {
