@@ -18,7 +18,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("holdfast-init", &["holdfast-plan"]),
     ("holdfast-record", &[]),
     ("holdfast-cgroups", &[]),
-    ("holdfast-gpu", &["holdfast-record"]),
+    ("holdfast-cdi", &[]),
+    ("holdfast-nvml", &[]),
+    ("holdfast-gpu", &["holdfast-record", "holdfast-cdi"]),
     ("holdfast-check", &["holdfast-record"]),
     (
         "holdfast",
