@@ -27,6 +27,7 @@ on_runtimes! {
     the_check_tells_what_would_fail: holdfast;
     the_drop_in_goes_on_as_holdfast: holdfast;
     the_drop_in_does_not_call_itself: holdfast;
+    a_real_gpu_is_seen_inside: holdfast;
 }
 
 /// A character device that is opened without effect and is not among those that every container may open.
@@ -560,4 +561,40 @@ fn the_drop_in_does_not_call_itself(scratch: &Scratch) {
     let said = deadline::run(&mut command, LIMIT);
     assert_eq!(said.code(), 1, "{said}");
     assert!(said.stderr.contains("would call itself"), "{said}");
+}
+
+/// Runs where there is a GPU: `nvidia-smi` of the node in a container that has nothing but what jit-cdi gave it, and
+/// the node's own C library.
+fn a_real_gpu_is_seen_inside(scratch: &Scratch) {
+    if !fs::exists("/proc/driver/nvidia/version").unwrap() {
+        return holdfast_integration::skip(
+            "a_real_gpu_is_seen_inside",
+            "this node has no NVIDIA driver",
+        );
+    }
+    let node = Node::new(
+        scratch,
+        "[nvidia-container-runtime]\nmode = \"jit-cdi\"\n\
+         [nvidia-container-runtime.modes.jit-cdi]\nnvcdi-disable-hooks = [\"all\"]\n",
+    );
+    let mut bundle = asking(scratch.bundle("box"), "all").args(&["/usr/bin/nvidia-smi", "-L"]);
+    for dir in ["/usr", "/lib", "/lib64"] {
+        if fs::exists(dir).unwrap() {
+            bundle = bundle.mount(json!({
+                "destination": dir, "source": dir, "type": "bind", "options": ["rbind", "ro"]
+            }));
+        }
+    }
+    bundle.write();
+    let inside = node.call(&[
+        "--gpu",
+        "auto",
+        "run",
+        "--bundle",
+        &text(&bundle.path),
+        "box",
+    ]);
+    let outside = deadline::run(Command::new("nvidia-smi").arg("-L"), LIMIT);
+    assert!(outside.ok().contains("GPU 0:"), "{outside}");
+    assert_eq!(inside.ok(), outside.ok());
 }

@@ -190,6 +190,16 @@ pub static DUPLICATES: Deviation = Deviation {
     switch: Switch::Key("strict = false"),
 };
 
+/// A prefix of annotations that is none.
+pub static EMPTY_PREFIX: Deviation = Deviation {
+    name: "empty-annotation-prefix",
+    places: &[Place::Runtime, Place::Stage],
+    original: "An empty text in `annotation-prefixes` makes every annotation of a container a request for CDI devices.",
+    ours: "It counts for nothing.",
+    why: "Annotations that do not come from the kubelet's device plugins must not give devices (CVE-2026-53492).",
+    switch: Switch::Never("it is a matter of security"),
+};
+
 /// All of them.
 pub static TABLE: &[&Deviation] = &[
     &PID_ZERO,
@@ -204,6 +214,7 @@ pub static TABLE: &[&Deviation] = &[
     &DUPLICATES,
     &CSV,
     &ATOMIC_REWRITE,
+    &EMPTY_PREFIX,
 ];
 
 /// Whether `as-original` may hold this word.

@@ -19,7 +19,6 @@ pub(super) fn wanted(image: &Image) -> bool {
         .variable(VARIABLE)
         .unwrap_or_default()
         .split(',')
-        .map(str::trim)
         .any(|word| matches!(word, "graphics" | "display" | "all"))
 }
 

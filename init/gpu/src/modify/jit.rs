@@ -4,15 +4,17 @@
 //! capabilities. In common: the driver's control nodes, its libraries, programs, firmware and sockets, and the hooks
 //! that make them usable inside. Driver capabilities and `NVIDIA_REQUIRE_*` have no say here, as in the original.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+mod imex;
+mod libraries;
 
-use holdfast_cdi::{ContainerEdits, DeviceNode};
+use std::fs;
+
+use holdfast_cdi::ContainerEdits;
 
 use super::graphics::{self, drm_nodes};
 use super::parts::{Parts, tidy, without_common};
 use super::{Error, Setup, gated, imex_channels};
-use crate::driver::{Driver, soname};
+use crate::driver::Driver;
 use crate::image::Image;
 use crate::mode::{self, Platform};
 use crate::nvml::{self, Entry, Gpu, Instance, Inventory};
@@ -48,8 +50,6 @@ const EXPLICIT: [&str; 11] = [
     "libnvidia-egl-xcb.so",
     "libnvidia-egl-xlib.so",
 ];
-/// The largest IMEX channel.
-const MAX_CHANNEL: u64 = (1 << 20) - 1;
 
 /// A device chosen from the inventory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,11 @@ pub(super) fn edits(
     for feature in gated::requested(image) {
         out.extend(gated::edits(&parts, feature));
     }
-    out.extend(imex(&parts, &imex_channels(image, config), setup.strict)?);
+    out.extend(imex::edits(
+        &parts,
+        &imex_channels(image, config),
+        setup.strict,
+    )?);
     Ok(out)
 }
 
@@ -364,8 +368,8 @@ fn common(parts: &Parts<'_>) -> Result<ContainerEdits, Error> {
         }
     }
     let mounts = parts.mounts(libraries);
-    let links = library_links(&mounts);
-    let folders = library_folders(&mounts);
+    let links = libraries::links(&mounts);
+    let folders = libraries::folders(&mounts);
     edits.mounts.extend(mounts);
     if !flag("disable-ipc-discoverer") {
         let sockets = [
@@ -435,176 +439,4 @@ fn firmware_dirs() -> Vec<String> {
     out.push(format!("/lib/firmware/{release}"));
     out.push("/lib/firmware/".to_owned());
     out
-}
-
-/// The links that a driver's installation has next to its libraries, one `TARGET::LINK` each.
-fn library_links(mounts: &[holdfast_cdi::Mount]) -> Vec<String> {
-    let mut out: Vec<String> = Vec::new();
-    for mount in mounts {
-        let (host, inside) = (
-            Path::new(&mount.host_path),
-            Path::new(&mount.container_path),
-        );
-        let (Some(dir), Some(name)) =
-            (inside.parent(), inside.file_name().and_then(|n| n.to_str()))
-        else {
-            continue;
-        };
-        let mut add = |target: &str, link: &str| {
-            let link = format!("{target}::{}", dir.join(link).display());
-            if !out.contains(&link) {
-                out.push(link);
-            }
-        };
-        if is_versioned(name, "libcuda.so") {
-            add("libcuda.so.1", "libcuda.so");
-        } else if is_versioned(name, "libGLX_nvidia.so") {
-            add(name, "libGLX_indirect.so.0");
-        } else if is_versioned(name, "libnvidia-opticalflow.so") {
-            add("libnvidia-opticalflow.so.1", "libnvidia-opticalflow.so");
-        }
-        if !has_version(name) {
-            continue;
-        }
-        // One that is no ELF file gets no links; it is mounted all the same.
-        let Ok(own) = soname(host) else { continue };
-        let own = own.unwrap_or_else(|| name.to_owned());
-        let beside = |link: &str| {
-            host.parent().is_some_and(|dir| {
-                fs::symlink_metadata(dir.join(link)).is_ok_and(|meta| meta.is_symlink())
-            })
-        };
-        if own != name && !own.is_empty() && beside(&own) {
-            add(name, &own);
-        }
-        let target = if own.is_empty() { name } else { &own };
-        let plain = plain_name(target).filter(|plain| *plain != target);
-        if let Some(plain) = plain.filter(|plain| beside(plain)) {
-            add(target, plain);
-        }
-    }
-    out
-}
-
-/// Whether `name` is `library` with a version of two numbers or more behind it.
-fn is_versioned(name: &str, library: &str) -> bool {
-    name.strip_prefix(library)
-        .and_then(|rest| rest.strip_prefix('.'))
-        .is_some_and(|version| version.contains('.'))
-}
-
-/// Whether a name has the form `*.*.*`.
-fn has_version(name: &str) -> bool {
-    name.matches('.').count() >= 2
-}
-
-/// The name up to `.so`.
-fn plain_name(name: &str) -> Option<&str> {
-    let mut name = name;
-    loop {
-        let (base, extension) = name.rsplit_once('.')?;
-        if extension == "so" {
-            return Some(name);
-        }
-        name = base;
-    }
-}
-
-/// The folders with libraries among what is mounted, each once.
-fn library_folders(mounts: &[holdfast_cdi::Mount]) -> Vec<String> {
-    let mut out: Vec<String> = Vec::new();
-    for mount in mounts {
-        let path = Path::new(&mount.container_path);
-        let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
-        else {
-            continue;
-        };
-        let dir = dir.display().to_string();
-        if is_library(name) && !out.contains(&dir) {
-            out.push(dir);
-        }
-    }
-    out
-}
-
-/// `lib?*.so`, `lib?*.so.VERSION`.
-fn is_library(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix("lib") else {
-        return false;
-    };
-    match rest.rfind(".so") {
-        Some(at) if at > 0 => {
-            let tail = &rest[at + 3..];
-            tail.is_empty() || tail.starts_with('.')
-        }
-        Some(_) | None => false,
-    }
-}
-
-/// IMEX channels: a node each. `all` gives those that exist.
-///
-/// An empty name is what a repeated channel leaves behind, or all that is left of `none`; of the latter the original
-/// makes *all* channels.
-fn imex(parts: &Parts<'_>, channels: &[String], strict: bool) -> Result<Vec<Named>, Error> {
-    const DIR: &str = "/dev/nvidia-caps-imex-channels";
-    let mut named: Vec<&str> = channels.iter().map(String::as_str).collect();
-    named.retain(|channel| !channel.is_empty());
-    if named.is_empty() {
-        if channels.is_empty() || strict {
-            return Ok(Vec::new());
-        }
-        named.push("all");
-    }
-    let mut ids = Vec::new();
-    for channel in named {
-        let id = channel.strip_prefix("channel").unwrap_or(channel);
-        let wrong = |why: &str| Error::Imex {
-            id: channel.to_owned(),
-            why: why.to_owned(),
-        };
-        if id == "all" {
-            ids = existing_channels(parts.driver, DIR);
-            break;
-        }
-        let number = number(id).ok_or_else(|| wrong("it is no number"))?;
-        if number > MAX_CHANNEL {
-            return Err(wrong("the channels are 0 to 1048575"));
-        }
-        ids.push(id.to_owned());
-    }
-    let mut out = Vec::new();
-    for id in ids {
-        let path = format!("{DIR}/channel{id}");
-        let host: PathBuf = parts.driver.below(&path);
-        if let Err(error) = fs::metadata(&host) {
-            return Err(Error::Imex {
-                id,
-                why: format!("{}: {error}", host.display()),
-            });
-        }
-        let mut edits = ContainerEdits::default();
-        edits.device_nodes.push(DeviceNode {
-            path,
-            host_path: host.display().to_string(),
-            ..DeviceNode::default()
-        });
-        out.push((id, edits));
-    }
-    out.sort_by(|a, b| a.0.cmp(&b.0));
-    for (name, _) in &mut out {
-        *name = format!("IMEX channel {name}");
-    }
-    out.push(("IMEX".to_owned(), gated::void()));
-    Ok(out)
-}
-
-fn existing_channels(driver: &Driver, dir: &str) -> Vec<String> {
-    driver
-        .char_devices(&format!("{dir}/channel*"))
-        .iter()
-        .filter_map(|path| {
-            let name = path.file_name()?.to_str()?;
-            name.strip_prefix("channel").map(str::to_owned)
-        })
-        .collect()
 }
