@@ -9,6 +9,7 @@
 //! | `stderr TEXT` | writes a line to standard error |
 //! | `flood BYTES` | writes that many bytes to standard error |
 //! | `mount DIR` | mounts a tmpfs on DIR of the container, in the container's mount namespace |
+//! | `file PATH` | makes an empty file in the container, in the container's mount namespace |
 //! | `touch FILE` | makes an empty file on the host |
 //! | `once FILE` | does the rest only if FILE does not exist, and makes it |
 //! | `kill-init` | kills the process of `--pid`, and waits until it has ended |
@@ -88,6 +89,12 @@ fn act(word: &str, argument: &str, record: &Value) {
             eprintln!();
         }
         "mount" => mount(argument),
+        "file" => {
+            if let Err(error) = enter().and_then(|()| fs::write(inside(argument), "")) {
+                eprintln!("nvidia-container-cli: mount error: {argument}: {error}");
+                exit(1);
+            }
+        }
         "touch" => drop(fs::write(argument, "")),
         "once" => {
             if OpenOptions::new()
@@ -138,12 +145,22 @@ fn target() -> Pid {
     Pid::from_raw(pid.unwrap_or_else(|| exit(96)))
 }
 
+/// A path of the container, as the host sees it.
+fn inside(path: &str) -> String {
+    let rootfs = std::env::args().next_back().unwrap_or_default();
+    format!("{rootfs}/{}", path.trim_start_matches('/'))
+}
+
+/// Joins the container's mount namespace.
+fn enter() -> std::io::Result<()> {
+    let namespace = fs::File::open(format!("/proc/{}/ns/mnt", target()))?;
+    Ok(setns(namespace.as_fd(), CloneFlags::CLONE_NEWNS)?)
+}
+
 /// As the real program mounts the driver: from the host's view of the root, inside the container's mount namespace.
 fn mount(dir: &str) {
-    let rootfs = std::env::args().next_back().unwrap_or_default();
-    let at = format!("{rootfs}/{}", dir.trim_start_matches('/'));
-    let done = fs::File::open(format!("/proc/{}/ns/mnt", target()))
-        .and_then(|namespace| Ok(setns(namespace.as_fd(), CloneFlags::CLONE_NEWNS)?))
+    let at = inside(dir);
+    let done = enter()
         .and_then(|()| fs::create_dir_all(&at))
         .and_then(|()| {
             Ok(nix::mount::mount(

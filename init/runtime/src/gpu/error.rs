@@ -110,17 +110,29 @@ impl Error {
                 "configuration"
             }
             Self::Variable(_) | Self::Request(_) => "request",
-            Self::NotFound(_) | Self::Start { .. } | Self::Failed { .. } => CLI,
+            Self::NotFound(_) | Self::Start { .. } | Self::Failed { .. } => "legacy mode",
             Self::Modify(_) | Self::Spec(_) => "specification",
             Self::Missing { .. } => "check of the devices",
         };
-        let stderr = match self {
-            Self::Failed { output, .. } => output.stderr.clone(),
-            _ => String::new(),
+        // What the CLI wrote is evidence of its own there, not part of the sentence.
+        let (text, stderr) = match self {
+            Self::Failed {
+                class,
+                status,
+                output,
+                ..
+            } => (
+                format!(
+                    "{CLI}: {class}: it ended with {status}; what to do: {}",
+                    class.advice()
+                ),
+                output.stderr.clone(),
+            ),
+            _ => (crate::error::chain(self), String::new()),
         };
         Reason::GpuStageFailed {
             step: step.to_owned(),
-            text: crate::error::chain(self),
+            text,
             stderr,
         }
     }
