@@ -20,6 +20,7 @@ pub mod driver;
 pub mod events;
 pub mod fault;
 pub mod image;
+pub mod killer;
 pub mod leaks;
 pub mod lone;
 pub mod museum;
@@ -29,8 +30,8 @@ pub mod runtime;
 pub mod scratch;
 pub mod shim;
 pub mod sysctl;
-pub mod user;
 pub mod tracing;
+pub mod user;
 
 /// Says on the terminal, past cargo's capturing of output, why a test is not run.
 pub fn skip(test: &str, why: &str) {

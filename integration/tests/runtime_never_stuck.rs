@@ -12,7 +12,6 @@ use holdfast_integration::scratch::{Scratch, text};
 on_runtimes! {
     // runc and crun compile in the container's init or in themselves, without a limit.
     a_seccomp_profile_libseccomp_never_returns_from: holdfast;
-    a_create_killed_at_any_moment: holdfast;
 }
 
 /// Three small rules on which libseccomp 2.5.4 runs until somebody stops it. A later libseccomp
@@ -55,53 +54,4 @@ fn a_seccomp_profile_libseccomp_never_returns_from(scratch: &Scratch) {
         assert!(finished.took < Duration::from_secs(10), "{finished}");
     }
     scratch.assert_nothing_left();
-}
-
-/// Kills create after 0, 250, 500 … microseconds, over more than its whole duration.
-fn a_create_killed_at_any_moment(scratch: &Scratch) {
-    let bundle = scratch.bundle("killed").docker_seccomp();
-    bundle.write();
-    let args = ["create", "--bundle", &text(&bundle.path), &bundle.id];
-    let mut finished_first = 0;
-    for moment in 0..120 {
-        let after = Duration::from_micros(moment * 250);
-        let mut child = scratch
-            .command(&args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("create");
-        let begun = Instant::now();
-        while begun.elapsed() < after {
-            std::hint::spin_loop();
-        }
-        let _ = child.kill();
-        let status = child.wait().expect("create");
-        if status.success() {
-            finished_first += 1;
-        }
-        let deleted = scratch.call(&["delete", "--force", &bundle.id]);
-        assert!(
-            deleted.status.success(),
-            "killed after {after:?}: {deleted}"
-        );
-        let left = deadline_of_orphans(scratch);
-        assert!(left.is_empty(), "killed after {after:?}: {left:?}");
-    }
-    println!("{finished_first} of 120 creates had finished before they were killed");
-    scratch.assert_nothing_left();
-}
-
-/// A process that was between clone and its first wait ends as soon as it sees that its parent
-/// is gone: that is given a moment.
-fn deadline_of_orphans(scratch: &Scratch) -> Vec<String> {
-    let until = Instant::now() + Duration::from_secs(5);
-    loop {
-        let left = scratch.left_behind();
-        if left.is_empty() || Instant::now() > until {
-            return left;
-        }
-        std::thread::yield_now();
-    }
 }

@@ -34,7 +34,7 @@ impl Bundle {
         let path =
             fs::canonicalize(path).doing(|| format!("find the bundle {}", path.display()))?;
         let config = path.join("config.json");
-        let bytes = fs::read(&config).doing(|| format!("read {}", config.display()))?;
+        let bytes = document::bytes(&config)?;
         let spec = document::spec(&bytes).map_err(|source| Error::Json {
             path: config,
             source,

@@ -3,9 +3,20 @@
 //! The types of oci-spec 0.10 are stricter than the specification in places; a document that they
 //! refuse is looked at once more. Everyday documents never come this way.
 
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use holdfast_record::Deadline;
 use oci_spec::runtime::{Process, Spec};
 use serde::de::DeserializeOwned;
-use serde_json::{Error, Value, json};
+use serde_json::{Value, json};
+
+use crate::error::{Doing, Result};
+use crate::link::wait_readable;
 
 /// What the specification calls a scheduler flag (`config.md`, Scheduler), and what oci-spec does.
 const SCHEDULER_FLAGS: &[(&str, &str)] = &[
@@ -13,11 +24,48 @@ const SCHEDULER_FLAGS: &[(&str, &str)] = &[
     ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
 ];
 
+/// How long a document that is no file (a pipe, a socket) may take to arrive.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The content of a document. One that comes through a pipe, such as `/dev/stdin`, has a deadline.
+///
+/// # Errors
+/// With the path and errno.
+pub fn bytes(path: &Path) -> Result<Vec<u8>> {
+    let doing = || format!("read {}", path.display());
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .doing(doing)?;
+    let mut bytes = Vec::new();
+    if file.metadata().doing(doing)?.is_file() {
+        file.read_to_end(&mut bytes).doing(doing)?;
+        return Ok(bytes);
+    }
+    let deadline = Deadline::named(
+        "document",
+        LIMIT,
+        format!("the end of the document {}", path.display()),
+    );
+    let own = std::process::id().cast_signed();
+    let mut part = [0; 4096];
+    loop {
+        wait_readable(&[file.as_fd()], &deadline, own)?;
+        match file.read(&mut part) {
+            Ok(0) => return Ok(bytes),
+            Ok(len) => bytes.extend_from_slice(part.get(..len).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).doing(doing),
+        }
+    }
+}
+
 /// Reads `config.json`.
 ///
 /// # Errors
 /// Where in the document, and why.
-pub fn spec(bytes: &[u8]) -> Result<Spec, Error> {
+pub fn spec(bytes: &[u8]) -> serde_json::Result<Spec> {
     if contains(bytes, br#""intelRdt""#) {
         let mut document: Value = serde_json::from_slice(bytes)?;
         rename_monitoring(&mut document);
@@ -51,14 +99,14 @@ fn rename_monitoring(document: &mut Value) {
 ///
 /// # Errors
 /// Where in the document, and why.
-pub fn process(bytes: &[u8]) -> Result<Process, Error> {
+pub fn process(bytes: &[u8]) -> serde_json::Result<Process> {
     read(bytes, |document| Some(document))
 }
 
 fn read<T: DeserializeOwned>(
     bytes: &[u8],
     process: impl FnOnce(&mut Value) -> Option<&mut Value>,
-) -> Result<T, Error> {
+) -> serde_json::Result<T> {
     serde_json::from_slice(bytes).or_else(|error| {
         let again = || {
             let mut document = serde_json::from_slice(bytes).ok()?;

@@ -3,13 +3,16 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
+use holdfast_record::deadline::limit_from_env;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, connect as connect_to, socket,
+    AddressFamily, SockFlag, SockType, UnixAddr, connect as connect_to, setsockopt, socket, sockopt,
 };
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::bundle::cstring;
 use crate::error::{Doing, Error, Result};
@@ -17,6 +20,24 @@ use crate::sys::fd;
 
 /// Longest path that fits into a socket address with its NUL.
 const SUN_PATH: usize = 107;
+
+/// How long a console or pidfd socket may take to accept: its backlog can be full, and whoever
+/// should empty it gone.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// unix(7): connect waits for a place in the backlog as long as a send would.
+fn limit_connect(stream: &OwnedFd, limit: Duration) -> nix::Result<()> {
+    let limit = TimeVal::milliseconds(i64::try_from(limit.as_millis()).unwrap_or(i64::MAX).max(1));
+    setsockopt(stream, sockopt::SendTimeout, &limit)
+}
+
+/// EAGAIN is what a blocking connect says when its time is up.
+fn timed_out(errno: nix::errno::Errno) -> nix::errno::Errno {
+    match errno {
+        nix::errno::Errno::EAGAIN => nix::errno::Errno::ETIMEDOUT,
+        other => other,
+    }
+}
 
 /// Connects to the unix stream socket at `path`, however long the path is. The result is
 /// inheritable: it is meant for `holdfast-init`.
@@ -32,16 +53,28 @@ pub(crate) fn connect(path: &Path) -> Result<OwnedFd> {
         None,
     )
     .doing(doing)?;
+    let limit = limit_from_env("socket", LIMIT);
+    let doing = || {
+        format!(
+            "connect to the socket {} (nobody accepts for {limit:?}?)",
+            path.display()
+        )
+    };
+    limit_connect(&stream, limit).doing(doing)?;
     if path.as_os_str().len() <= SUN_PATH {
         let address = UnixAddr::new(path).doing(doing)?;
-        connect_to(stream.as_raw_fd(), &address).doing(doing)?;
+        connect_to(stream.as_raw_fd(), &address)
+            .map_err(timed_out)
+            .doing(doing)?;
         return Ok(stream);
     }
     let handle = fd::open_inherited(&cstring("socket", path)?, libc::O_PATH | libc::O_CLOEXEC)
         .doing(doing)?;
     let short = format!("/proc/self/fd/{}", handle.as_raw_fd());
     let address = UnixAddr::new(short.as_str()).doing(doing)?;
-    connect_to(stream.as_raw_fd(), &address).doing(doing)?;
+    connect_to(stream.as_raw_fd(), &address)
+        .map_err(timed_out)
+        .doing(doing)?;
     Ok(stream)
 }
 

@@ -113,6 +113,8 @@ impl Log for Destination {
             .create(true)
             .append(true)
             .mode(0o644)
+            // A fifo that nobody reads must hold nobody up.
+            .custom_flags(libc::O_NONBLOCK)
             .open(path)
             .and_then(|mut file| file.write_all(line.as_bytes()));
         if written.is_err() {

@@ -96,8 +96,9 @@ impl Namespaces {
                 continue;
             };
             let field = format!("linux.namespaces: path of {typ}");
-            let file = fd::open_inherited(&cstring(&field, path)?, libc::O_RDONLY)
-                .doing(|| format!("open the {typ} namespace {}", path.display()))?;
+            let file =
+                fd::open_inherited(&cstring(&field, path)?, libc::O_RDONLY | libc::O_NONBLOCK)
+                    .doing(|| format!("open the {typ} namespace {}", path.display()))?;
             let joined = Joined {
                 typ,
                 fd: file,

@@ -248,7 +248,9 @@ impl Creation<'_> {
         let root = environment::open_root(&bundle.rootfs);
         let mut env = environment::complete(bundle.process()?, root.as_ref());
         if self.options.listen_fds > 0 {
-            env.retain(|entry| !entry.starts_with("LISTEN_FDS=") && !entry.starts_with("LISTEN_PID="));
+            env.retain(|entry| {
+                !entry.starts_with("LISTEN_FDS=") && !entry.starts_with("LISTEN_PID=")
+            });
             // It is the first process of its pid namespace.
             env.push(format!("LISTEN_FDS={}", self.options.listen_fds));
             env.push("LISTEN_PID=1".into());

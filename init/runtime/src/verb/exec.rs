@@ -178,7 +178,7 @@ fn tell(options: &Options, link: &Link) -> Result<()> {
 fn process(container: &Container, options: &Options) -> Result<Process> {
     let mut process: Process = match &options.process {
         Some(path) => {
-            let bytes = std::fs::read(path).doing(|| format!("read {}", path.display()))?;
+            let bytes = crate::document::bytes(path)?;
             crate::document::process(&bytes).map_err(|source| Error::Json {
                 path: path.clone(),
                 source,

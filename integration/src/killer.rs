@@ -1,0 +1,128 @@
+//! SIGKILL of a program at the n-th system call it makes: the same place in every run.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// How a program that was to be killed ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It was killed when it entered the system call.
+    Killed,
+    /// It ended before it made as many, with this exit code (128 + signal).
+    Itself(i32),
+}
+
+/// Runs a program, and kills it when it enters its `number`-th system call, counted from its first
+/// one after execve(2). Its children are not traced. Its streams are `/dev/null`.
+///
+/// # Panics
+/// When it cannot be traced, or makes no system call for `limit`.
+pub fn kill_at(command: &mut Command, number: usize, limit: Duration) -> End {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    sys::trace(command);
+    // Waited for below, by its pid.
+    #[allow(clippy::zombie_processes)]
+    let child = command.spawn().expect("start what is to be killed");
+    let pid = Pid::from_raw(child.id().cast_signed());
+    // The trap of its execve.
+    match waitpid(pid, None).expect("wait for execve") {
+        WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
+        other => panic!("instead of its execve: {other:?}"),
+    }
+    let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL;
+    ptrace::setoptions(pid, options).expect("trace system calls");
+    let mut stops = 0;
+    let mut signal = None;
+    loop {
+        ptrace::syscall(pid, signal.take()).expect("let it go on");
+        match next_stop(pid, limit) {
+            WaitStatus::PtraceSyscall(_) => {
+                stops += 1;
+                // Every call stops twice: when it is entered, and when it returns.
+                if stops == 2 * number - 1 {
+                    nix::sys::signal::kill(pid, Signal::SIGKILL).expect("kill it");
+                    let _ = waitpid(pid, None);
+                    return End::Killed;
+                }
+            }
+            WaitStatus::Stopped(_, other) => signal = Some(other),
+            WaitStatus::Exited(_, code) => return End::Itself(code),
+            WaitStatus::Signaled(_, signal, _) => return End::Itself(128 + signal as i32),
+            other => panic!("unexpected: {other:?}"),
+        }
+    }
+}
+
+fn next_stop(pid: Pid, limit: Duration) -> WaitStatus {
+    let until = Instant::now() + limit;
+    let mut pause = Duration::from_micros(20);
+    loop {
+        match waitpid(pid, Some(WaitPidFlag::WNOHANG)).expect("wait for the next system call") {
+            WaitStatus::StillAlive => {}
+            status => return status,
+        }
+        if Instant::now() > until {
+            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+            panic!("no system call for {limit:?}");
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
+    }
+}
+
+/// Reaps the ended children of this process that lived in a pid namespace of their own, such as
+/// those of a killed `exec`. Until that is done the namespace's init cannot end (it sleeps in
+/// `zap_pid_ns_processes`); on a machine the shim or init does it.
+pub fn reap_contained() {
+    let own = std::process::id().to_string();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let Ok(status) = std::fs::read_to_string(entry.path().join("status")) else {
+            continue;
+        };
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.map(|rest| {
+                rest.split_whitespace()
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            })
+            .unwrap_or_default()
+        };
+        let contained = field("NSpid:").len() > 1;
+        let ended = field("State:").first().is_some_and(|state| state == "Z");
+        if contained && ended && field("PPid:") == [own.clone()] {
+            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+        }
+    }
+}
+
+mod sys {
+    #![allow(unsafe_code)]
+    use std::os::unix::process::CommandExt as _;
+
+    use super::{Command, ptrace};
+
+    /// Makes the program trace-me: it stops after its execve.
+    pub(super) fn trace(command: &mut Command) {
+        // SAFETY: between fork and execve only one system call is made, without allocation.
+        unsafe {
+            command.pre_exec(|| ptrace::traceme().map_err(Into::into));
+        }
+    }
+}
