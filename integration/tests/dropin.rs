@@ -12,8 +12,32 @@ fn containerd_1_6_takes_the_drop_in() {
         Version::V1_6,
         "containerd-config-v2.toml",
         "io.containerd.grpc.v1.cri",
+        &["holdfast"],
     );
 }
+
+#[test]
+fn containerd_1_6_takes_the_drop_in_with_gpus() {
+    takes_the_drop_in(
+        Version::V1_6,
+        "containerd-gpu-config-v2.toml",
+        "io.containerd.grpc.v1.cri",
+        GPU_HANDLERS,
+    );
+}
+
+#[test]
+fn containerd_2_1_takes_the_drop_in_with_gpus() {
+    takes_the_drop_in(
+        Version::V2_1,
+        "containerd-gpu-config-v3.toml",
+        "io.containerd.cri.v1.runtime",
+        GPU_HANDLERS,
+    );
+}
+
+/// The names under which the GPU operator has its handlers, and ours without a GPU stage.
+const GPU_HANDLERS: &[&str] = &["holdfast", "nvidia", "nvidia-cdi", "nvidia-legacy"];
 
 #[test]
 fn containerd_2_1_takes_the_drop_in() {
@@ -21,10 +45,11 @@ fn containerd_2_1_takes_the_drop_in() {
         Version::V2_1,
         "containerd-config-v3.toml",
         "io.containerd.cri.v1.runtime",
+        &["holdfast"],
     );
 }
 
-fn takes_the_drop_in(version: Version, file: &str, plugin: &str) {
+fn takes_the_drop_in(version: Version, file: &str, plugin: &str, handlers: &[&str]) {
     let file = place::repository().join("packaging").join(file);
     let extra = Extra {
         imports: vec![file],
@@ -35,18 +60,20 @@ fn takes_the_drop_in(version: Version, file: &str, plugin: &str) {
         return;
     };
 
-    // The handler is in the configuration that is in force ...
+    // The handlers are in the configuration that is in force ...
     let mut dump = containerd.program("containerd");
     dump.arg("--config")
         .arg(containerd.path("config.toml"))
         .args(["config", "dump"]);
     let dump = deadline::run(&mut dump, Duration::from_secs(20));
-    let handler = runtime_type_of("holdfast", dump.ok());
-    assert_eq!(
-        handler.as_deref(),
-        Some("io.containerd.holdfast.v2"),
-        "{dump}"
-    );
+    for name in handlers {
+        let handler = runtime_type_of(name, dump.ok());
+        assert_eq!(
+            handler.as_deref(),
+            Some("io.containerd.holdfast.v2"),
+            "{name}: {dump}"
+        );
+    }
     // ... beside the one that was there ...
     let default = runtime_type_of("runc", dump.ok());
     assert_eq!(default.as_deref(), Some("io.containerd.runc.v2"), "{dump}");
