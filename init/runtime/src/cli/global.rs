@@ -29,7 +29,13 @@ pub(super) enum Parsed {
 
 /// A command line that lexopt cannot read.
 pub(super) fn usage(error: lexopt::Error) -> Error {
-    Error::Usage(error.to_string())
+    match error {
+        // podman runs `restore --lsm-profile` and looks for these words.
+        lexopt::Error::MissingValue {
+            option: Some(option),
+        } => Error::Usage(format!("option '{option}' requires an argument")),
+        other => Error::Usage(other.to_string()),
+    }
 }
 
 /// Reads up to and including the command's name.

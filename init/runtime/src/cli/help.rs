@@ -1,7 +1,7 @@
 //! What `--help` and `--version` print.
 
 /// Version of the runtime specification that is implemented.
-pub(super) const SPEC: &str = "1.2.1";
+pub(super) const SPEC: &str = crate::features::OCI_VERSION_MAX;
 
 /// The text of `--version`; containerd and docker read the first word and these labels.
 pub(super) fn version() -> String {

@@ -89,6 +89,39 @@ pub(super) fn memory_policy(draft: &mut Draft, policy: Option<&LinuxMemoryPolicy
 }
 
 /// linux/mempolicy.h
+/// The modes by the specification's names, for `features`.
+pub(crate) fn mode_names() -> Vec<String> {
+    use Mode as M;
+    names(&[
+        M::MpolDefault,
+        M::MpolPreferred,
+        M::MpolBind,
+        M::MpolInterleave,
+        M::MpolLocal,
+        M::MpolPreferredMany,
+        M::MpolWeightedInterleave,
+    ])
+}
+
+/// The flags by the specification's names, for `features`.
+pub(crate) fn flag_names() -> Vec<String> {
+    names(&[
+        Flag::MpolFNumaBalancing,
+        Flag::MpolFRelativeNodes,
+        Flag::MpolFStaticNodes,
+    ])
+}
+
+fn names(values: &[impl serde::Serialize]) -> Vec<String> {
+    let name = |value| {
+        serde_json::to_value(value)
+            .ok()?
+            .as_str()
+            .map(str::to_owned)
+    };
+    values.iter().filter_map(name).collect()
+}
+
 fn number(mode: Mode) -> u32 {
     match mode {
         Mode::MpolDefault => 0,
