@@ -1,16 +1,21 @@
 //! What subscribers are told: every event of a life, once, in the guaranteed order.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use holdfast_integration::containerd::Containerd;
+use holdfast_integration::containerd::{Containerd, peer};
+use holdfast_integration::deadline::{self, eventually};
 use holdfast_integration::events::{Event, Subscriber};
-use holdfast_integration::on_containerds;
+use holdfast_integration::{on_containerds, place, skip};
 
 on_containerds! {
     a_life_is_told_in_order;
     short_lives_are_told_whole;
     want_of_memory_is_told_before_the_exit;
+    a_pods_want_of_memory_is_told_before_the_exit_and_named;
 }
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -125,7 +130,91 @@ fn want_of_memory_is_told_before_the_exit(containerd: &Containerd) {
     let at = |topic: &str| told.iter().position(|seen| *seen == topic);
     assert!(at("oom").is_some(), "{told:?}");
     // containerd's own shim sends it outside of its queue: before or after, as it happens.
-    if !holdfast_integration::containerd::peer() {
+    if !peer() {
         assert!(at("oom") < at("exit"), "{told:?}");
     }
+}
+
+/// A cgroup with a memory limit, as kubelet makes one for a pod; removed at the end.
+struct Pod {
+    folder: PathBuf,
+    parent: PathBuf,
+}
+
+impl Pod {
+    /// Below the test's own cgroup; none where this is not to be had.
+    fn limited(namespace: &str, bytes: u64) -> Option<Self> {
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let is_v1 = v1.join("cgroup.procs").exists();
+        let root = if is_v1 {
+            v1
+        } else {
+            Path::new("/sys/fs/cgroup")
+        };
+        let parent = root.join(namespace);
+        let folder = parent.join("pod");
+        fs::create_dir_all(&folder).ok()?;
+        let pod = Self { folder, parent };
+        if is_v1 {
+            fs::write(pod.folder.join("memory.limit_in_bytes"), bytes.to_string()).ok()?;
+        } else {
+            for above in [root, &pod.parent] {
+                fs::write(above.join("cgroup.subtree_control"), "+memory").ok()?;
+            }
+            fs::write(pod.folder.join("memory.max"), bytes.to_string()).ok()?;
+            // Else it is the swap that is eaten first, should there be any.
+            let _ = fs::write(pod.folder.join("memory.swap.max"), "0");
+        }
+        Some(pod)
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        for folder in [&self.folder, &self.parent] {
+            let until = std::time::Instant::now() + LIMIT;
+            while folder.exists()
+                && fs::remove_dir(folder).is_err()
+                && std::time::Instant::now() < until
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+fn a_pods_want_of_memory_is_told_before_the_exit_and_named(containerd: &Containerd) {
+    const BYTES: u64 = 24 << 20;
+    const TEST: &str = "a_pods_want_of_memory";
+    if peer() {
+        return skip(TEST, "containerd's own shim records none");
+    }
+    let Some(pod) = Pod::limited(&containerd.namespace, BYTES) else {
+        return skip(TEST, "no cgroup with a memory limit can be made here");
+    };
+    let subscriber = Subscriber::new(containerd);
+    let cgroup = format!("/{}/pod/big", containerd.namespace);
+    let flags = ["--rm", "--cgroup", &cgroup];
+    let ran = containerd.run("big", &flags, &["tail", "-n", "1", "/dev/zero"]);
+    assert_eq!(ran.code(), 137, "{ran}");
+    let events = subscriber.until("the deletion", LIMIT, |events| is_deleted(events, "big"));
+    let told = topics(&events, "big");
+    let at = |topic: &str| told.iter().position(|seen| *seen == topic);
+    assert!(at("oom").is_some() && at("oom") < at("exit"), "{told:?}");
+    let mut why = Command::new(place::built("holdfast"));
+    why.args(["why", "--json", "big"]);
+    why.env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
+    let record = eventually("the record is written", LIMIT, || {
+        let said = deadline::run(&mut why, LIMIT);
+        let records: Vec<serde_json::Value> = serde_json::from_str(&said.stdout).ok()?;
+        records.into_iter().find(|record| record["code"] == "HF121")
+    });
+    // Not the container's own limit: it had none.
+    let oom = &record["evidence"];
+    let limited = oom["cgroup"].as_str().unwrap_or_default();
+    assert!(limited.ends_with("/pod"), "{record}");
+    assert_eq!(oom["scope"], "cgroup", "{record}");
+    assert_eq!(oom["limit"], BYTES, "{record}");
+    assert_eq!(oom["victim"], "tail", "{record}");
+    drop(pod);
 }

@@ -62,6 +62,7 @@ pub(super) fn is_told(reason: &Reason) -> bool {
         Reason::Exited { .. }
         | Reason::Faulted { .. }
         | Reason::EndedWithContainer { .. }
+        | Reason::OutlivedContainer { .. }
         | Reason::KilledByRequest { .. }
         | Reason::HookFailed { .. }
         | Reason::HookTimedOut { .. }

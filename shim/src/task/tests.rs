@@ -469,6 +469,20 @@ fn an_exec_that_outlives_the_bound_is_told_before_the_delete() {
         ended(&view.init).await;
         let exec_view = view.execs.get(&id).unwrap();
         assert_eq!(*exec_view.exit.borrow(), None);
+        // What has not ended is in the ledger, with what it does.
+        let ledger = std::env::var_os("HOLDFAST_LEDGER_DIR").unwrap();
+        let begun = Instant::now();
+        loop {
+            let files = std::fs::read_dir(&ledger).into_iter().flatten().flatten();
+            let said: String = files
+                .map(|file| std::fs::read_to_string(file.path()).unwrap_or_default())
+                .collect();
+            if said.contains("HF104") && said.contains("sleep 1000") {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "{said}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         container
             .ask(|reply| Command::Delete(None, reply))
             .await

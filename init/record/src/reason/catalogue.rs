@@ -32,6 +32,15 @@ pub(super) static ENDED_WITH_CONTAINER: Entry = Entry {
     message_id: MessageId(0x1ac23372fcd714dad763283dfd007648),
 };
 
+pub(super) static OUTLIVED_CONTAINER: Entry = Entry {
+    code: "HF104",
+    group: Group::Ended,
+    title: "had not ended when its container's end was told",
+    means: "The container's init process has ended, and an exec process of it has not: it cannot be killed (it sleeps in the kernel), it lives in another pid namespace, or the runtime that starts it does not answer. Its exit comes before that of init as a rule; for this one it was not waited any longer.",
+    advice: "Look at the process that is named: what it sleeps in is what holds it. Its own exit is told when it ends, or as 255 when the container is deleted first.",
+    message_id: MessageId(0x71b98b143b9e4a1fe29cf08fdfef38ac),
+};
+
 pub(super) static KILLED_BY_REQUEST: Entry = Entry {
     code: "HF111",
     group: Group::Request,
@@ -249,10 +258,11 @@ pub(super) static UNKNOWN: Entry = Entry {
 };
 
 /// Every reason there is, in the order of its code.
-pub static CATALOGUE: [&Entry; 27] = [
+pub static CATALOGUE: [&Entry; 28] = [
     &EXITED,
     &FAULTED,
     &ENDED_WITH_CONTAINER,
+    &OUTLIVED_CONTAINER,
     &KILLED_BY_REQUEST,
     &OOM_KILLED,
     &OOM_KILLED_CHILD,

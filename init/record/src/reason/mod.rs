@@ -52,6 +52,15 @@ pub enum Reason {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         init_status: Option<ExitStatus>,
     },
+    /// HF104: an exec process that its container's end did not end.
+    #[serde(rename = "HF104")]
+    OutlivedContainer {
+        /// After how long the end of the container was told without it.
+        #[serde(rename = "waited_ms", with = "millis")]
+        waited: Duration,
+        /// What is known of it.
+        process: String,
+    },
     /// HF111: by request.
     #[serde(rename = "HF111")]
     KilledByRequest {
@@ -262,6 +271,7 @@ impl Reason {
             Self::Exited { .. } => &catalogue::EXITED,
             Self::Faulted { .. } => &catalogue::FAULTED,
             Self::EndedWithContainer { .. } => &catalogue::ENDED_WITH_CONTAINER,
+            Self::OutlivedContainer { .. } => &catalogue::OUTLIVED_CONTAINER,
             Self::KilledByRequest { .. } => &catalogue::KILLED_BY_REQUEST,
             Self::OomKilled(_) => &catalogue::OOM_KILLED,
             Self::OomKilledChild(_) => &catalogue::OOM_KILLED_CHILD,
@@ -308,6 +318,7 @@ impl Reason {
             Self::Exited { .. }
             | Self::Faulted { .. }
             | Self::EndedWithContainer { .. }
+            | Self::OutlivedContainer { .. }
             | Self::KilledByRequest { .. }
             | Self::OomKilled(_)
             | Self::OomKilledChild(_)

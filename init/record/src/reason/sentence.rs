@@ -27,6 +27,11 @@ impl fmt::Display for Reason {
                 )?;
                 init_status.map_or(Ok(()), |status| write!(f, " with {status}"))
             }
+            Self::OutlivedContainer { waited, process } => write!(
+                f,
+                "had not ended {} after the container's init process, whose exit was told without it: {process}",
+                human(*waited)
+            ),
             Self::KilledByRequest {
                 rpc, signal, grace, ..
             } => {

@@ -54,6 +54,10 @@ pub(crate) fn examples() -> Vec<Reason> {
             init_pid: 4700,
             init_status: Some(ExitStatus::Exited(0)),
         },
+        Reason::OutlivedContainer {
+            waited: Duration::from_secs(10),
+            process: "pid 4711 (cat), state D (in uninterruptible sleep)".into(),
+        },
         Reason::KilledByRequest {
             rpc: Rpc::Kill,
             signal: Signal::KILL,

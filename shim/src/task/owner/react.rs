@@ -131,25 +131,37 @@ impl Owner {
                             | Exec::Deleting(_) => (id.clone(), None),
                         })
                         .collect();
-                    let container = self.id.clone();
-                    tokio::spawn(async move {
-                        for (id, pid) in late {
-                            let state = match pid {
-                                Some(pid) => describe(pid).await,
-                                None => "its runtime has not answered".to_owned(),
-                            };
-                            log::warn!(
-                                "{container}: init's exit is told although exec {id} has not ended within {:?}: {state}",
-                                hold_limit()
-                            );
-                        }
-                    });
+                    for (id, pid) in late {
+                        self.outlived(id, pid);
+                    }
                     self.model.hold_expired();
                 }
             }
             Event::OomSeen => self.tell_oom(),
             Event::Unclaimed(after) => self.announce_again(after),
         }
+    }
+
+    /// Writes down that an exec process was not waited for any longer, and what it does.
+    fn outlived(&self, exec: ExecId, pid: Option<u32>) {
+        let (shim, container) = (Arc::clone(&self.shim), self.id.clone());
+        let (name, pod) = (self.config.name.clone(), self.config.pod.clone());
+        tokio::spawn(async move {
+            let process = match pid {
+                Some(pid) => describe(pid).await,
+                None => "its runtime has not answered".to_owned(),
+            };
+            let reason = Reason::OutlivedContainer {
+                waited: hold_limit(),
+                process,
+            };
+            let record = Record::new(Kind::Exec, &reason, Timestamp::now())
+                .of_container(Some(&shim.namespace), &container)
+                .with_name(name)
+                .with_pod(pod)
+                .of_exec(&exec);
+            shim.scribe.write(record);
+        });
     }
 
     /// Sees to it that the exit is told again should nobody delete the container.
