@@ -171,6 +171,24 @@ impl Containerd {
         self.folder.path().join(name)
     }
 
+    /// Ends for which no reason was found: a last resort that no test may come to.
+    fn unexplained(&self) -> Vec<String> {
+        let Ok(segments) = fs::read_dir(self.path("ledger")) else {
+            return Vec::new();
+        };
+        let text = segments
+            .flatten()
+            .filter_map(|segment| fs::read_to_string(segment.path()).ok());
+        let lines: Vec<String> = text
+            .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect();
+        lines
+            .into_iter()
+            .filter(|line| line.contains("\"code\":\"HF199\""))
+            .map(|line| format!("an end without a reason: {line}"))
+            .collect()
+    }
+
     /// The socket clients dial.
     #[must_use]
     pub fn address(&self) -> PathBuf {
@@ -305,6 +323,7 @@ impl Containerd {
         for cgroup in leaks::cgroups_below(&self.namespace) {
             left.push(format!("cgroup {}", cgroup.display()));
         }
+        left.extend(self.unexplained());
         for id in self.ids.lock().expect("ids").iter() {
             let socket = self.shim_socket(id);
             if socket.exists() {

@@ -21,6 +21,7 @@ pub mod events;
 pub mod fault;
 pub mod image;
 pub mod killer;
+pub mod journald;
 pub mod leaks;
 pub mod lone;
 pub mod museum;

@@ -252,7 +252,11 @@ fn version(node: &Node, process: &Process) -> Option<String> {
     }
     // One short line: it fits the pipe, so the program did not wait for us.
     let text = std::io::read_to_string(child.stdout.take()?).ok()?;
-    text.split_whitespace().nth(2).map(str::to_owned)
+    let version = text.split_whitespace().nth(2)?;
+    let number = version.trim_start_matches('v');
+    number
+        .starts_with(|c: char| c.is_ascii_digit())
+        .then(|| version.to_owned())
 }
 
 fn is_older(version: &str) -> bool {

@@ -20,12 +20,12 @@ const UNITS: [&str; 4] = [
 pub(crate) fn look(node: &Node, processes: &BTreeMap<u32, Process>, report: &mut Report) {
     let live_restore = has_live_restore(node);
     for daemon in ["containerd", "dockerd"] {
-        private_namespace(daemon, processes, live_restore, report);
+        private_namespace(node, daemon, processes, live_restore, report);
     }
     for (unit, daemon) in [("containerd", "containerd"), ("docker", "dockerd")] {
         unit_flags(node, unit, daemon, live_restore, report);
     }
-    leaked(processes, report);
+    leaked(node, processes, report);
 }
 
 /// docker's `live-restore`. containerd's containers always outlive it.
@@ -48,13 +48,25 @@ fn severity(daemon: &str, live_restore: bool) -> Level {
     }
 }
 
+/// The node's mount namespace: that of pid 1, or our own where that cannot be seen.
+fn host_namespace(node: &Node, processes: &BTreeMap<u32, Process>) -> Option<String> {
+    processes
+        .get(&1)
+        .and_then(|init| init.link("ns/mnt"))
+        .or_else(|| {
+            let own = std::fs::read_link(node.path("/proc/self/ns/mnt")).ok()?;
+            Some(own.to_string_lossy().into_owned())
+        })
+}
+
 fn private_namespace(
+    node: &Node,
     daemon: &str,
     processes: &BTreeMap<u32, Process>,
     live_restore: bool,
     report: &mut Report,
 ) {
-    let Some(host) = processes.get(&1).and_then(|init| init.link("ns/mnt")) else {
+    let Some(host) = host_namespace(node, processes) else {
         return;
     };
     for process in daemons(processes, daemon) {
@@ -78,7 +90,7 @@ fn private_namespace(
         };
         let mut evidence = vec![
             format!(
-                "{daemon} is pid {}, in {own}; pid 1 is in {host}",
+                "{daemon} is pid {}, in {own}; the node is in {host}",
                 process.pid
             ),
             format!("propagation of its root: {propagation}"),
@@ -177,14 +189,14 @@ fn is_containers(point: &str) -> bool {
 }
 
 /// Mounts of containers that the node has removed and somebody else still has.
-fn leaked(processes: &BTreeMap<u32, Process>, report: &mut Report) {
+fn leaked(node: &Node, processes: &BTreeMap<u32, Process>, report: &mut Report) {
     let mounts_of = |process: &Process| -> Vec<Mount> {
         mountinfo::parse(&process.read_file("mountinfo").unwrap_or_default())
     };
     let Some(init) = processes.get(&1) else {
         return;
     };
-    let host = init.link("ns/mnt");
+    let host = host_namespace(node, processes);
     let devices: BTreeSet<String> = mounts_of(init)
         .into_iter()
         .map(|mount| mount.device)

@@ -33,8 +33,7 @@ pub(crate) fn look(node: &Node, processes: &BTreeMap<u32, Process>, report: &mut
                 function
             }
         );
-        // So a process of a paused container looks on cgroup v1.
-        if function.contains("refrigerator") || function.contains("do_freezer_trap") {
+        if is_frozen(node, &process) {
             frozen.push(line);
         } else {
             stuck.push(line);
@@ -64,4 +63,30 @@ pub(crate) fn look(node: &Node, processes: &BTreeMap<u32, Process>, report: &mut
             evidence: frozen,
         });
     }
+}
+
+/// Whether its cgroup is frozen: its state is D then on cgroup v1, in whatever function it slept before.
+fn is_frozen(node: &Node, process: &Process) -> bool {
+    let cgroups = process.read_file("cgroup").unwrap_or_default();
+    cgroups.lines().any(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            return false;
+        };
+        let says = |file: &str, word: &str| {
+            let text = node
+                .read(&format!("/sys/fs/cgroup/{file}"))
+                .unwrap_or_default();
+            text.lines().any(|line| line == word)
+        };
+        if controllers == "freezer" {
+            says(&format!("freezer{path}/freezer.state"), "FROZEN")
+        } else {
+            controllers.is_empty()
+                && says(
+                    &format!("{}/cgroup.events", path.trim_start_matches('/')),
+                    "frozen 1",
+                )
+        }
+    })
 }

@@ -306,7 +306,8 @@ fn processes_of_containers_that_cannot_go_on() {
     tree.process(62, "reader", 'D', 61, "mnt:[7]", "");
     tree.put("proc/62/wchan", "nfs_wait_bit_killable");
     tree.process(63, "paused", 'D', 61, "mnt:[7]", "");
-    tree.put("proc/63/wchan", "__refrigerator");
+    tree.put("proc/63/cgroup", "4:freezer:/k8s/paused\n0::/\n");
+    tree.put("sys/fs/cgroup/freezer/k8s/paused/freezer.state", "FROZEN\n");
     let stuck = tree.finding("stuck-processes");
     assert_eq!(
         stuck.evidence,
