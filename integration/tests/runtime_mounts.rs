@@ -36,6 +36,9 @@ on_runtimes! {
     a_volume_gives_the_host_nothing_unless_asked: holdfast runc crun;
     a_node_bound_from_the_host_is_not_covered_there: holdfast runc crun;
     a_root_on_a_shared_mount_can_be_shared: holdfast runc;
+    // An option of later crun; runc has none of the kind.
+    a_symlink_is_copied_when_asked: holdfast;
+    acl_is_an_option_of_mounts: holdfast runc;
 }
 
 /// A tmpfs of the host on a shared mount point, gone with the guard.
@@ -516,4 +519,40 @@ fn a_root_on_a_shared_mount_can_be_shared(scratch: &Scratch) {
     let bundle = bundle.with(|spec| spec["linux"]["rootfsPropagation"] = "rshared".into());
     scratch.run(&bundle).ok();
     drop(folder);
+}
+
+fn a_symlink_is_copied_when_asked(scratch: &Scratch) {
+    let folder = scratch.path("volume");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("real"), "real\n").unwrap();
+    std::os::unix::fs::symlink("real", folder.join("link")).unwrap();
+    let one = |name: &str, options: &[&str]| {
+        json!({"destination": format!("/m/{name}"), "type": "bind",
+               "source": text(&folder.join("link")), "options": options})
+    };
+    // The link itself, with its content as it is; and, for comparison, what it leads to.
+    let bundle = scratch
+        .bundle("box")
+        .script("readlink /m/copied; test ! -L /m/bound && cat /m/bound")
+        .mount(one("copied", &["bind", "copy-symlink"]))
+        .mount(one("bound", &["bind"]));
+    assert_eq!(scratch.run(&bundle).ok(), "real\nreal\n");
+    // What is no symlink is bound as ever.
+    let plain = json!({"destination": "/m/plain", "type": "bind", "source": text(&folder.join("real")),
+                       "options": ["bind", "copy-symlink"]});
+    let bundle = scratch
+        .bundle("plain")
+        .args(&["cat", "/m/plain"])
+        .mount(plain);
+    assert_eq!(scratch.run(&bundle).ok(), "real\n");
+}
+
+fn acl_is_an_option_of_mounts(scratch: &Scratch) {
+    let tmpfs = json!({"destination": "/m", "type": "tmpfs", "source": "tmpfs", "options": ["acl", "nosuid"]});
+    let bundle = scratch
+        .bundle("box")
+        .args(&["grep", " /m ", "/proc/self/mountinfo"])
+        .mount(tmpfs);
+    let seen = scratch.run(&bundle).ok().to_owned();
+    assert!(seen.contains("nosuid"), "{seen}");
 }

@@ -1,0 +1,80 @@
+//! What processes of a container inherit beside descriptors: session keyring and personality, in
+//! init and in exec.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use holdfast_integration::bundle::Bundle;
+use holdfast_integration::deadline::eventually;
+use holdfast_integration::scratch::{LIMIT, Scratch};
+use holdfast_integration::{on_runtimes, place, skip};
+use serde_json::json;
+
+on_runtimes! {
+    init_and_exec_share_a_session_keyring: holdfast runc;
+    the_callers_keyring_is_kept_when_asked: holdfast runc;
+    a_personality_is_everybodys: holdfast;
+}
+
+/// A container in which /proc/keys can be read, with an id that no other container has: keyrings are
+/// the user's, not the test's.
+fn bundle(scratch: &Scratch) -> Option<Bundle> {
+    if !std::path::Path::new("/proc/keys").exists() {
+        skip("runtime_keyring", "this kernel shows no keys");
+        return None;
+    }
+    let bundle = scratch
+        .bundle(&place::unique("box"))
+        .script("cat /proc/keys; sleep 600");
+    Some(bundle.with(|spec| spec["linux"]["maskedPaths"] = json!([])))
+}
+
+fn init_and_exec_share_a_session_keyring(scratch: &Scratch) {
+    let Some(bundle) = bundle(scratch) else {
+        return;
+    };
+    scratch.start(&bundle);
+    let serial = |keys: &str| {
+        let line = keys
+            .lines()
+            .find(|line| line.contains(&format!("_ses.{}:", bundle.id)));
+        line.and_then(|line| line.split(' ').next())
+            .map(str::to_owned)
+    };
+    let keys = eventually("the keys", LIMIT, || {
+        let keys = scratch.output(&bundle).0;
+        serial(&keys)
+    });
+    let exec = scratch.exec(&bundle, &["cat", "/proc/keys"]);
+    assert_eq!(serial(exec.ok()), Some(keys), "{exec}");
+    scratch.end(&bundle);
+}
+
+fn the_callers_keyring_is_kept_when_asked(scratch: &Scratch) {
+    let Some(bundle) = bundle(scratch) else {
+        return;
+    };
+    bundle.write();
+    let (created, pid) = scratch.try_create(&bundle, &["--no-new-keyring"]);
+    created.ok();
+    scratch.call(&["start", &bundle.id]).ok();
+    let exec = scratch.exec(&bundle, &["cat", "/proc/keys"]);
+    assert!(
+        !exec.ok().contains(&format!("_ses.{}:", bundle.id)),
+        "{exec}"
+    );
+    assert!(pid.is_some());
+    scratch.end(&bundle);
+}
+
+// runc 1.1.5 does not know it, and crun 1.8.1 forgets it in exec.
+fn a_personality_is_everybodys(scratch: &Scratch) {
+    let bundle = scratch.bundle("box").args(&["sleep", "600"]).with(|spec| {
+        spec["linux"]["personality"] = json!({"domain": "LINUX32"});
+    });
+    let pid = scratch.start(&bundle);
+    // PER_LINUX32, personality(2).
+    let of_init = std::fs::read_to_string(format!("/proc/{pid}/personality")).unwrap();
+    assert_eq!(of_init.trim(), "00000008");
+    let of_exec = scratch.exec(&bundle, &["cat", "/proc/self/personality"]);
+    assert_eq!(of_exec.ok().trim(), "00000008");
+    scratch.end(&bundle);
+}
