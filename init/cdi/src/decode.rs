@@ -1,8 +1,8 @@
 //! Values into typed fields, with the place in every message.
 //!
-//! The rules are those of Go's decoder, which files are written for: a field is found by its exact
-//! name or by one that differs in case only, null means "not set", a field nobody knows is an
-//! error, and text accepts any scalar (`name: 0`).
+//! The rules are those of Go's decoder, which files are written for: a field is found by its name in
+//! any case, null means "not set", a field nobody knows is an error, and text accepts any scalar
+//! (`name: 0`).
 
 use serde_json::{Map, Value};
 
@@ -38,18 +38,21 @@ impl Fields {
         }
     }
 
-    /// Takes a field; null counts as absent.
+    /// Takes a field; null counts as absent. Of several spellings the last one in the order of bytes counts: Go's
+    /// decoder goes through them sorted.
     pub(crate) fn take(&mut self, name: &str) -> Value {
-        if let Some(value) = self.map.remove(name) {
-            return value;
-        }
-        let like = self
+        let mut spellings: Vec<String> = self
             .map
             .keys()
-            .find(|key| key.eq_ignore_ascii_case(name))
-            .cloned();
-        like.and_then(|key| self.map.remove(&key))
-            .unwrap_or(Value::Null)
+            .filter(|key| key.eq_ignore_ascii_case(name))
+            .cloned()
+            .collect();
+        spellings.sort();
+        let mut value = Value::Null;
+        for spelling in spellings {
+            value = self.map.remove(&spelling).unwrap_or(value);
+        }
+        value
     }
 
     pub(crate) fn text(&mut self, name: &str) -> Result<String, String> {

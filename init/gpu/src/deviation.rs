@@ -200,6 +200,16 @@ pub static EMPTY_PREFIX: Deviation = Deviation {
     switch: Switch::Never("it is a matter of security"),
 };
 
+/// A folder of CDI files that is a link.
+pub static LINKED_FOLDER: Deviation = Deviation {
+    name: "linked-folder",
+    places: &[Place::Runtime, Place::Stage],
+    original: "A folder of `spec-dirs` that is itself a symbolic link is not read, without a word.",
+    ours: "It is read.",
+    why: "Whoever names it means what it leads to.",
+    switch: Switch::Never("nothing that worked changes"),
+};
+
 /// All of them.
 pub static TABLE: &[&Deviation] = &[
     &PID_ZERO,
@@ -215,6 +225,7 @@ pub static TABLE: &[&Deviation] = &[
     &CSV,
     &ATOMIC_REWRITE,
     &EMPTY_PREFIX,
+    &LINKED_FOLDER,
 ];
 
 /// Whether `as-original` may hold this word.

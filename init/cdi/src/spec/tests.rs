@@ -63,6 +63,8 @@ fn names_of_fields_may_differ_in_case() {
         .replace("cdiVersion", "CDIVersion")
         .replace("hostPath", "HostPath");
     assert_eq!(parse(&text).unwrap(), parse(WHOLE).unwrap());
+    let both = device("0.5.0", "x", "{ENV: [A=1], env: [B=1]}").unwrap();
+    assert_eq!(both.devices[0].edits.env, ["B=1"]);
 }
 
 #[test]

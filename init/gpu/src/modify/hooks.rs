@@ -10,7 +10,7 @@ use super::Error;
 use super::parts::Parts;
 use crate::config::Config;
 use crate::hook;
-use crate::paths::{find_program, search_path};
+use crate::paths::{find_program, is_executable, search_path};
 
 /// Where the prestart hook is when it is not found.
 const DEFAULT_HOOK: &str = "/usr/bin/nvidia-container-runtime-hook";
@@ -24,10 +24,19 @@ pub struct PrestartHook {
     pub path: PathBuf,
 }
 
-/// An absolute path as it is; another name searched in `path` and the usual directories, with a last resort.
+/// An absolute path as it is, and a relative one that leads to a program from here; another name searched in `path` and
+/// the usual directories, with a last resort.
 fn resolve(configured: &str, path: Option<&OsStr>, last_resort: &str) -> PathBuf {
     if configured.starts_with('/') {
         return configured.into();
+    }
+    if configured.contains('/') {
+        let relative = PathBuf::from(configured);
+        return if is_executable(&relative) {
+            relative
+        } else {
+            last_resort.into()
+        };
     }
     let name = if configured.is_empty() {
         Path::new(last_resort).file_name().and_then(OsStr::to_str)
