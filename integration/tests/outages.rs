@@ -24,6 +24,7 @@ use nix::unistd::Pid;
 on_containerds! {
     a_stopped_containerd_hears_everything_once_and_in_order;
     a_killed_containerd_hears_everything_when_it_is_back;
+    an_outage_costs_disk_and_not_memory;
     a_containerd_that_accepts_and_says_nothing_hears_everything;
     what_a_killed_shim_had_to_tell_is_told;
     a_deletion_is_told_although_its_shim_is_killed_at_once;
@@ -144,6 +145,59 @@ fn a_killed_containerd_hears_everything_when_it_is_back(containerd: &Containerd)
         // Compaction may have removed pairs, never one of a pair.
         (count("EventQueued") == count("EventAcknowledged")).then_some(())
     });
+    containerd.end_task("box");
+}
+
+/// The shim's own memory that is in use, in KiB.
+fn memory(shim: &Shim) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", shim.pid("box"))).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+    line.unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+fn an_outage_costs_disk_and_not_memory(containerd: &Containerd) {
+    if peer() {
+        return skip("an_outage", "containerd's own shim drops events");
+    }
+    let execs = if outage(0, 1).is_zero() { 200 } else { 2000 };
+    containerd.start_task("box", &[], &["sleep", "600"]);
+    let shim = Shim::of(containerd, "box");
+    let subscriber = Subscriber::new(containerd);
+    // What a shim takes once it has done everything.
+    execs_by_hand(&shim, 0, 50);
+    let before = told(&subscriber.until("the first events", LIMIT, |events| {
+        told(events).contains(&("/tasks/exit".to_owned(), "exec-49".to_owned()))
+    }))
+    .len();
+    let usual = memory(&shim);
+    let daemon = Pid::from_raw(containerd.pid());
+    kill(daemon, Signal::SIGSTOP).unwrap();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        execs_by_hand(&shim, 50, execs);
+        (
+            memory(&shim),
+            std::fs::metadata(containerd.bundle("box").join("holdfast.journal")),
+        )
+    }));
+    kill(daemon, Signal::SIGCONT).unwrap();
+    let (full, journal) = result.unwrap();
+    let written = journal.unwrap().len() / 1024;
+    println!(
+        "{execs} execs without containerd: {usual} KiB, then {full} KiB; journal {written} KiB"
+    );
+    // A window of 64 events, and what an allocator does.
+    assert!(full < usual + 512, "{usual} KiB, then {full} KiB");
+    assert!(written > u64::try_from(execs).unwrap() / 2, "{written} KiB");
+    let expected = of_execs(50..50 + execs);
+    let events = subscriber.until("all events", 4 * LIMIT, |events| {
+        told(events).len() >= before + expected.len()
+    });
+    assert_eq!(told(&events)[before..], expected);
     containerd.end_task("box");
 }
 
