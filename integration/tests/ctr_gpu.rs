@@ -137,7 +137,9 @@ fn a_failure_is_told_with_its_reason(containerd: &Containerd) {
         .env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
     let told = deadline::run(&mut command, std::time::Duration::from_secs(20));
     assert!(
-        told.ok().contains("could not be given its GPU: legacy mode: nvidia-container-cli: driver not loaded") && told.stdout.contains(words),
+        told.ok().contains(
+            "could not be given its GPU: legacy mode: nvidia-container-cli: driver not loaded"
+        ) && told.stdout.contains(words),
         "{told}"
     );
     containerd.remove("gpu");

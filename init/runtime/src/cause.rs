@@ -106,7 +106,7 @@ fn write(kind: Kind, reason: &Reason, id: &ContainerId, bundle: &Path) {
 }
 
 fn annotations(bundle: &Path) -> serde_json::Map<String, serde_json::Value> {
-    let spec: Option<serde_json::Value> = std::fs::read(bundle.join("config.json"))
+    let spec: Option<serde_json::Value> = crate::document::now(&bundle.join("config.json"))
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     match spec.map(|mut spec| spec["annotations"].take()) {

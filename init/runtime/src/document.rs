@@ -61,6 +61,17 @@ pub fn bytes(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
+/// The content of a document that is a file; of nothing that might have to be waited for.
+///
+/// # Errors
+/// errno; that it is none.
+pub fn now(path: &Path) -> std::io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(ErrorKind::InvalidInput.into());
+    }
+    std::fs::read(path)
+}
+
 /// Reads `config.json`.
 ///
 /// # Errors

@@ -39,6 +39,7 @@ pub mod features;
 pub mod fuzz;
 pub mod gpu;
 pub mod hooks;
+mod host_path;
 mod image;
 pub mod launch;
 pub mod link;

@@ -10,7 +10,7 @@ use super::Draft;
 use super::mounts::{Cgroups, file_system};
 use super::options::{Options, attr};
 use crate::bundle::cstring;
-use crate::error::{Doing, Result};
+use crate::error::Result;
 
 /// Pushes the steps for one `cgroup` mount.
 pub(super) fn push(
@@ -115,9 +115,9 @@ fn bind_own(
 }
 
 fn bind(draft: &mut Draft, own: &Path, options: &Options, target: &CString) -> Result<()> {
-    let tree = draft
-        .tree(&cstring("cgroup", own)?, true, false)
-        .doing(|| format!("bind the cgroup {}", own.display()))?;
+    let tree = draft.tree(&cstring("cgroup", own)?, true, false, || {
+        format!("bind the cgroup {}", own.display())
+    })?;
     draft.push(
         Step::MountTree {
             fd: tree.fd,

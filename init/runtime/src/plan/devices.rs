@@ -7,7 +7,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 
 use super::Draft;
 use crate::bundle::{Bundle, clean, cstring};
-use crate::error::{Doing, Error, Result};
+use crate::error::{Error, Result};
 
 /// The nodes every container has (runtime-spec, `config-linux.md#default-devices`).
 const DEFAULT: [(&str, u32, u32); 6] = [
@@ -140,9 +140,10 @@ impl<'a> Node<'a> {
         let label = format!("make the device {}", self.path.display());
         if user_namespace && self.mode & libc::S_IFMT != libc::S_IFIFO {
             // mknod is refused inside a user namespace: the host's node is bound instead.
-            let tree = draft
-                .tree(&cstring("linux.devices", self.path)?, false, false)
-                .doing(|| format!("bind the host's {}", self.path.display()))?;
+            let host = cstring("linux.devices", self.path)?;
+            let tree = draft.tree(&host, false, false, || {
+                format!("bind the host's {}", self.path.display())
+            })?;
             draft.push(
                 Step::BindDevice {
                     fd: tree.fd,

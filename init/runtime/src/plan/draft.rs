@@ -8,6 +8,7 @@ use holdfast_plan::Step;
 
 use super::{PlanBuilder, PlanImage};
 use crate::error::{Doing, Error, Result};
+use crate::host_path;
 use crate::sys::fd;
 
 /// A clone of a mount, in a plan.
@@ -77,8 +78,19 @@ impl Draft {
     /// its user namespace.
     ///
     /// # Errors
-    /// errno.
-    pub fn tree(&mut self, path: &CStr, recursive: bool, nofollow: bool) -> io::Result<Tree> {
+    /// errno, with what `doing` says; a file system that does not answer.
+    pub fn tree(
+        &mut self,
+        path: &CStr,
+        recursive: bool,
+        nofollow: bool,
+        doing: impl FnOnce() -> String,
+    ) -> Result<Tree> {
+        host_path::reach(path)?;
+        self.tree_now(path, recursive, nofollow).doing(doing)
+    }
+
+    fn tree_now(&mut self, path: &CStr, recursive: bool, nofollow: bool) -> io::Result<Tree> {
         let made = match fd::clone_tree(path, recursive, nofollow) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
             made => Some(made?),
@@ -89,7 +101,7 @@ impl Draft {
             Some(tree) => tree,
             None => fd::open_inherited(path, libc::O_PATH | follow)?,
         };
-        let stat = nix::sys::stat::fstat(file.as_raw_fd())?;
+        let is_directory = fd::is_directory(file.as_fd())?;
         let file = if file.as_raw_fd() < self.floor {
             fd::inherited_above(file.as_fd(), self.floor)?
         } else {
@@ -110,7 +122,7 @@ impl Draft {
         }
         Ok(Tree {
             fd: number,
-            is_directory: stat.st_mode & libc::S_IFMT == libc::S_IFDIR,
+            is_directory,
             made: is_made,
         })
     }

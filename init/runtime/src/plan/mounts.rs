@@ -12,7 +12,7 @@ use super::cgroup_mounts;
 use super::idmap::{self, Idmaps};
 use super::options::{self, Options};
 use crate::bundle::{Bundle, clean, cstring};
-use crate::error::{Doing, Error, Result};
+use crate::error::{Error, Result};
 
 /// What cgroup mounts need to know.
 pub(super) struct Cgroups<'a> {
@@ -78,9 +78,9 @@ pub(super) fn root(draft: &mut Draft, bundle: &Bundle, propagation: u64) -> Resu
         "set the propagation of inherited mounts",
     );
     let path = cstring("root.path", &bundle.rootfs)?;
-    let tree = draft
-        .tree(&path, true, true)
-        .doing(|| format!("clone the mount of {}", bundle.rootfs.display()))?;
+    let tree = draft.tree(&path, true, true, || {
+        format!("clone the mount of {}", bundle.rootfs.display())
+    })?;
     draft.push(
         Step::AttachRoot {
             fd: tree.fd,
@@ -357,15 +357,13 @@ fn bind(
     }
     // The bare type "bind" without the option means rbind, as runc takes it.
     let recursive = options.bind.unwrap_or(true);
-    let tree = draft
-        .tree(&cstring("source", &source)?, recursive, false)
-        .doing(|| {
-            format!(
-                "bind {} to {}",
-                source.display(),
-                mount.destination().display()
-            )
-        })?;
+    let tree = draft.tree(&cstring("source", &source)?, recursive, false, || {
+        format!(
+            "bind {} to {}",
+            source.display(),
+            mount.destination().display()
+        )
+    })?;
     idmaps.apply(bundle, options, mount, draft.made(tree), &source)?;
     let kind = if tree.is_directory {
         TargetKind::Directory

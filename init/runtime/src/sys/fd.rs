@@ -101,6 +101,44 @@ fn openat2_once(
     })
 }
 
+/// Whether a host path is in the kernel's caches to its end, so that a look-up waits for nobody.
+pub(crate) fn is_cached(path: &CStr) -> bool {
+    // linux/openat2.h; Linux 5.12.
+    const RESOLVE_CACHED: u64 = 0x20;
+    // SAFETY: integers only; AT_FDCWD is no descriptor that anybody could close.
+    let here = unsafe { BorrowedFd::borrow_raw(libc::AT_FDCWD) };
+    openat2_once(here, path, libc::O_PATH, RESOLVE_CACHED).is_ok()
+}
+
+/// Looks a host path up with its attributes, however long it takes.
+pub(crate) fn look_up(path: &CStr) {
+    // SAFETY: all-zero bytes are a valid stat, which has integer fields only.
+    let mut found: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: a NUL-terminated path and a place for the result. The outcome is nobody's concern.
+    unsafe { libc::stat(path.as_ptr(), &raw mut found) };
+}
+
+/// Whether a directory is open here, by what the kernel knows without asking a server.
+pub(crate) fn is_directory(file: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: all-zero bytes are a valid statx, which has integer fields only.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    // SAFETY: an empty path and a place for the result.
+    let done = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            libc::STATX_TYPE,
+            &raw mut found,
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFDIR)
+}
+
 /// Opens a host path, to be inherited over execve (no `O_CLOEXEC`).
 pub(crate) fn open_inherited(path: &CStr, flags: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: a NUL-terminated path and integers; no mode is needed without O_CREAT.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use holdfast_cgroups::systemd::Unit;
 use holdfast_cgroups::{Cgroup, CgroupPath, Driver, Hierarchies, When};
 use holdfast_plan::Point;
+use holdfast_record::deadline::limit_from_env;
 use holdfast_record::{ContainerId, Deadline};
 use holdfast_seccomp::ContainerProcessState;
 use oci_spec::runtime::{LinuxNamespaceType as Type, LinuxResources};
@@ -529,7 +530,7 @@ pub(super) fn send_listener(
         .send(
             Path::new(&listener.path),
             fd.as_fd(),
-            Duration::from_secs(10),
+            limit_from_env("socket", Duration::from_secs(10)),
         )
         .map_err(|error| Error::Step {
             doing: "hand the seccomp listener over".into(),
