@@ -90,7 +90,10 @@ fn a_containerd_with_mounts_of_its_own() {
         .expect("containerd");
     let said = found("private-mount-namespace");
     let ours = format!("containerd is pid {}, in mnt:", daemon.pid);
-    assert!(said.contains(&ours) && said.contains("master:"), "{said}");
+    assert!(
+        said.contains(&ours) && said.contains("propagation of its root: "),
+        "{said}"
+    );
     drop(containerd);
     assert!(!found("private-mount-namespace").contains(&ours));
 }

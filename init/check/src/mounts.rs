@@ -25,6 +25,7 @@ pub(crate) fn look(node: &Node, processes: &BTreeMap<u32, Process>, report: &mut
     for (unit, daemon) in [("containerd", "containerd"), ("docker", "dockerd")] {
         unit_flags(node, unit, daemon, live_restore, report);
     }
+    root_propagation(processes, report);
     leaked(node, processes, report);
 }
 
@@ -110,6 +111,35 @@ fn private_namespace(
             evidence,
         });
     }
+}
+
+/// Whether mounts that are made on the node reach containers, and the other way round.
+fn root_propagation(processes: &BTreeMap<u32, Process>, report: &mut Report) {
+    let mounts = processes
+        .get(&1)
+        .and_then(|init| init.read_file("mountinfo"));
+    let root = mountinfo::parse(&mounts.unwrap_or_default())
+        .into_iter()
+        .rfind(|mount| mount.point == "/");
+    let Some(root) = root else {
+        return;
+    };
+    if root
+        .propagation
+        .iter()
+        .any(|one| one.starts_with("shared:"))
+    {
+        report.fine("the node's root is a shared mount");
+        return;
+    }
+    report.add(Finding {
+        check: "root-propagation",
+        level: Level::Note,
+        what: "the node's root is not a shared mount".to_owned(),
+        why: "Volumes that a pod mounts for the node (CSI drivers, mountPropagation: Bidirectional) are not seen outside of it.",
+        todo: "mount --make-rshared / early at boot; systemd does so.".to_owned(),
+        evidence: Vec::new(),
+    });
 }
 
 /// What the unit says, whether it runs or not.

@@ -224,6 +224,13 @@ fn a_daemon_in_a_namespace_of_its_own_is_found_by_process_and_by_unit() {
 }
 
 #[test]
+fn a_root_that_is_not_shared() {
+    let tree = Tree::healthy();
+    tree.put("proc/1/mountinfo", &HOST_MOUNTS.replace("shared:1 ", ""));
+    assert_eq!(tree.finding("root-propagation").level, Level::Note);
+}
+
+#[test]
 fn a_mount_that_the_node_has_removed_is_found_with_its_holders() {
     let tree = Tree::healthy();
     let root = "/run/containerd/io.containerd.runtime.v2.task/k8s.io/gone/rootfs";

@@ -113,8 +113,9 @@ impl Case {
 
     /// Completes what the cgroup's counter says of an OOM kill by what the kernel's log says.
     fn look_for_oom(&mut self, witness: &Witness) -> Option<(Timestamp, String)> {
-        let killed = self.ended.status.signal() == Some(Signal::KILL);
-        if self.known.oom.is_none() && !killed {
+        // The whole log is read: not for each of the many that were killed because somebody asked.
+        let is_riddle = self.is_unexplained() == Some(Signal::KILL);
+        if self.known.oom.is_none() && !is_riddle {
             return None;
         }
         let counted = self.known.oom.is_some();
