@@ -111,6 +111,11 @@ pub const EXHIBITS: &[Exhibit] = &[
     exhibit("hung exec withholds init's exit", 60, hung_exec::visit),
     exhibit("slow kill delays another's exec", 60, slow_kill::visit),
     exhibit("second start of a failed exec", 60, second_start::visit),
+    exhibit(
+        "second start of a running exec",
+        60,
+        second_start::visit_while_it_runs,
+    ),
     exhibit("logger never ready", 90, logger_never_ready::visit),
     exhibit("log disk full", 60, log_disk_full::visit),
     exhibit("wedged shim", 60, wedged_shim::visit),

@@ -44,3 +44,40 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
         said,
     })
 }
+
+/// An exec that runs is started once more, which is refused; then the container ends. Its exit must
+/// be told, and the shim must live to tell it.
+pub(super) fn visit_while_it_runs(stage: &Stage) -> Outcome {
+    let init = stage.containerd.start_task("box", &[], &["sleep", "600"]);
+    let shim = Shim::of(&stage.containerd, "box");
+    let shim_pid = shim.pid("box");
+    let begun = shim.exec("box", "busy", &["sleep", "600"]);
+    begun
+        .and_then(|()| shim.start("box", "busy"))
+        .map_err(|refused| refused.message)?;
+    let Err(second) = shim.start("box", "busy") else {
+        return Err("an exec was started twice".to_owned());
+    };
+    let killed = attempt(|| shim.kill("box", "", 9));
+    let ended = within(Duration::from_secs(5), || (!is_alive(init)).then_some(()));
+    if killed.is_err() || ended.is_none() {
+        return Err("the container could not be killed".to_owned());
+    }
+    let told = within(Duration::from_secs(5), || {
+        let state = attempt(|| shim.state("box", "")).ok()?.ok()?;
+        (state.exit_status == 137).then_some(())
+    });
+    let lives = is_alive(shim_pid);
+    let what = if lives {
+        let exit = if told.is_some() { "137" } else { "not told" };
+        format!("the second start was refused; the container's exit: {exit}")
+    } else {
+        let panic = stage.logged(&["panic:"]).unwrap_or_default();
+        format!("the shim died when the container ended; {panic}")
+    };
+    Ok(Seen {
+        held: lives && told.is_some(),
+        what,
+        said: stage.refused(&second.message),
+    })
+}
