@@ -7,18 +7,21 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Outcome, Seen, Stage, within};
+use super::{Outcome, Seen, Side, Stage, within};
 use crate::containerd::Containerd;
 use crate::events::Subscriber;
 use crate::leaks::is_alive;
 use crate::shim::Shim;
+use crate::tracing::Traced;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn visit(stage: &Stage) -> Outcome {
     let containerd = &stage.containerd;
+    let traced = traced(stage)?;
     end_one_as_usual(stage)?;
     let init = containerd.start_task("box", &[], &["sleep", "600"]);
+    await_trace(stage, &traced);
     let subscriber = Subscriber::new(containerd);
     let shim = Shim::of(containerd, "box").pid("box");
     kill(Pid::from_raw(shim), Signal::SIGKILL).map_err(|e| e.to_string())?;
@@ -40,8 +43,10 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
 /// when containerd is back.
 pub(super) fn visit_while_down(stage: &Stage) -> Outcome {
     let containerd = &stage.containerd;
+    let traced = traced(stage)?;
     end_one_as_usual(stage)?;
     let init = containerd.start_task("box", &[], &["sleep", "600"]);
+    await_trace(stage, &traced);
     let shim = Shim::of(containerd, "box").pid("box");
     containerd.kill_daemon();
     kill(Pid::from_raw(shim), Signal::SIGKILL).map_err(|e| e.to_string())?;
@@ -49,6 +54,16 @@ pub(super) fn visit_while_down(stage: &Stage) -> Outcome {
     containerd.start_daemon();
     let status = stage.status("box");
     Ok(judge(stage, init, &format!("status {status}"), true))
+}
+
+fn traced(stage: &Stage) -> Result<Traced, String> {
+    Traced::new("museum", &stage.containerd).ok_or("tracefs cannot be mounted here".to_owned())
+}
+
+fn await_trace(stage: &Stage, traced: &Traced) {
+    if stage.side == Side::Ours {
+        traced.await_on();
+    }
 }
 
 fn judge(stage: &Stage, init: i32, told: &str, is_told: bool) -> Seen {
@@ -69,8 +84,12 @@ fn judge(stage: &Stage, init: i32, told: &str, is_told: bool) -> Seen {
     } else {
         "lives on alone"
     };
+    let by_whom = said
+        .as_ref()
+        .is_some_and(|sentence| sentence.contains("was killed by pid"));
     let cause = match (of_record, box_alone.as_slice()) {
-        (true, _) => "a record says that its shim was killed, and by whom".to_owned(),
+        (true, _) if by_whom => "a record says that its shim was killed, and by whom".to_owned(),
+        (true, _) => "a record says that its shim was gone".to_owned(),
         (false, []) => "logged as any other end of a shim".to_owned(),
         (false, [first, ..]) => format!("logged: {}", stage.shortened(first)),
     };
