@@ -14,7 +14,6 @@ use holdfast_integration::deadline::{self, Finished};
 use holdfast_integration::pty::Terminal;
 use holdfast_integration::scratch::text;
 use holdfast_integration::{image, leaks, place, skip};
-use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -33,6 +32,7 @@ const CHECKS: &[Check<Docker>] = holdfast_integration::checks![
     top_and_stats,
     update,
     pause,
+    checkpoint,
     init,
     privileged,
     security_options,
@@ -97,7 +97,8 @@ impl Docker {
         let log = File::create(at("dockerd.log")).unwrap();
         let had_key = Path::new(KEY).exists();
         // So that the machine's own configuration is not read.
-        fs::write(at("daemon.json"), "{}").unwrap();
+        // Checkpoints are an experiment of docker's since 2016.
+        fs::write(at("daemon.json"), r#"{"experimental": true}"#).unwrap();
         let daemon = Command::new(program)
             .args(["--config-file", &at("daemon.json")])
             .args(["--data-root", &at("data"), "--exec-root", &at("exec")])
@@ -236,6 +237,24 @@ impl Docker {
 
 /// A container's program that TERM ends, with 0.
 const WAITS: &str = "trap 'exit 0' TERM; while :; do sleep 600 & wait $!; done";
+
+impl checks::Engine for Docker {
+    fn path(&self, name: &str) -> PathBuf {
+        self.path(name)
+    }
+
+    fn call(&self, args: &[&str]) -> Finished {
+        self.call(args)
+    }
+
+    fn background(&self, name: &str, flags: &[&str]) {
+        let _ = self.background(name, flags);
+    }
+
+    fn remove(&self, name: &str) {
+        self.remove(name);
+    }
+}
 
 impl Drop for Docker {
     fn drop(&mut self) {
@@ -477,52 +496,12 @@ fn read_only(docker: &Docker) {
 
 /// A mount made on either side after the start is seen on the other or not, as asked for.
 fn volumes_propagate_as_asked(docker: &Docker) {
-    const KINDS: [&str; 6] = [
-        "private", "rprivate", "slave", "rslave", "shared", "rshared",
-    ];
-    let volumes = docker.path("volumes");
-    fs::create_dir(&volumes).unwrap();
-    let none = None::<&str>;
-    mount(
-        Some("none"),
-        &volumes,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        none,
-    )
-    .unwrap();
-    mount(none, &volumes, none, MsFlags::MS_SHARED, none).unwrap();
-    let mut flags = Vec::new();
-    for kind in KINDS {
-        for inner in ["from-host", "from-container"] {
-            fs::create_dir_all(volumes.join(kind).join(inner)).unwrap();
-        }
-        let volume = text(&volumes.join(kind));
-        flags.push(format!("--volume={volume}:/{kind}:{kind}"));
-        flags.push(format!("--volume={volume}:/{kind}-ro:{kind},ro"));
-    }
-    let privileged = ["--cap-add=SYS_ADMIN", "--security-opt=seccomp=unconfined"];
-    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(privileged).collect();
-    docker.background("volumes", &flags);
-    for kind in KINDS {
-        let seen_inside = !kind.contains("private");
-        let seen_outside = kind.contains("shared");
-        let point = volumes.join(kind).join("from-host");
-        mount(Some("none"), &point, Some("tmpfs"), MsFlags::empty(), none).unwrap();
-        fs::write(point.join("file"), "").unwrap();
-        let script = format!(
-            "mount -t tmpfs none /{kind}/from-container && touch /{kind}/from-container/file; \
-             test -e /{kind}/from-host/file && echo seen; \
-             touch /{kind}-ro/x 2>/dev/null && echo written; true"
-        );
-        let said = docker.call(&["exec", "volumes", "sh", "-c", &script]);
-        let expected = if seen_inside { "seen\n" } else { "" };
-        assert_eq!(said.ok(), expected, "{kind}: {said}");
-        let file = volumes.join(kind).join("from-container/file");
-        assert_eq!(file.exists(), seen_outside, "{kind}: {}", file.display());
-    }
-    docker.remove("volumes");
-    leaks::unmount_under(&volumes);
+    checks::volumes_propagate_as_asked(docker);
+}
+
+fn checkpoint(docker: &Docker) {
+    let words = &["checkpoint", "create", "point", "first"];
+    checks::a_checkpoint_that_cannot_be(docker, "docker::checkpoint", &words[..]);
 }
 
 fn namespaces_of_the_host(docker: &Docker) {

@@ -14,7 +14,6 @@ use holdfast_integration::deadline::{self, Finished};
 use holdfast_integration::pty::Terminal;
 use holdfast_integration::scratch::text;
 use holdfast_integration::{image, leaks, place, skip};
-use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -34,6 +33,7 @@ const CHECKS: &[Check<Podman>] = holdfast_integration::checks![
     top_and_stats,
     update,
     pause,
+    checkpoint,
     init,
     privileged,
     security_options,
@@ -241,6 +241,24 @@ impl Podman {
 
 /// A container's program that TERM ends, with 0.
 const WAITS: &str = "trap 'exit 0' TERM; while :; do sleep 600 & wait $!; done";
+
+impl checks::Engine for Podman {
+    fn path(&self, name: &str) -> PathBuf {
+        self.path(name)
+    }
+
+    fn call(&self, args: &[&str]) -> Finished {
+        self.call(args)
+    }
+
+    fn background(&self, name: &str, flags: &[&str]) {
+        let _ = self.background(name, flags);
+    }
+
+    fn remove(&self, name: &str) {
+        self.remove(name);
+    }
+}
 
 impl Drop for Podman {
     fn drop(&mut self) {
@@ -486,52 +504,12 @@ fn read_only(podman: &Podman) {
 
 /// A mount made on either side after the start is seen on the other or not, as asked for.
 fn volumes_propagate_as_asked(podman: &Podman) {
-    const KINDS: [&str; 6] = [
-        "private", "rprivate", "slave", "rslave", "shared", "rshared",
-    ];
-    let volumes = podman.path("volumes");
-    fs::create_dir(&volumes).unwrap();
-    let none = None::<&str>;
-    mount(
-        Some("none"),
-        &volumes,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        none,
-    )
-    .unwrap();
-    mount(none, &volumes, none, MsFlags::MS_SHARED, none).unwrap();
-    let mut flags = Vec::new();
-    for kind in KINDS {
-        for inner in ["from-host", "from-container"] {
-            fs::create_dir_all(volumes.join(kind).join(inner)).unwrap();
-        }
-        let volume = text(&volumes.join(kind));
-        flags.push(format!("--volume={volume}:/{kind}:{kind}"));
-        flags.push(format!("--volume={volume}:/{kind}-ro:{kind},ro"));
-    }
-    let able = ["--cap-add=SYS_ADMIN", "--security-opt=seccomp=unconfined"];
-    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(able).collect();
-    podman.background("volumes", &flags);
-    for kind in KINDS {
-        let seen_inside = !kind.contains("private");
-        let seen_outside = kind.contains("shared");
-        let point = volumes.join(kind).join("from-host");
-        mount(Some("none"), &point, Some("tmpfs"), MsFlags::empty(), none).unwrap();
-        fs::write(point.join("file"), "").unwrap();
-        let script = format!(
-            "mount -t tmpfs none /{kind}/from-container && touch /{kind}/from-container/file; \
-             test -e /{kind}/from-host/file && echo seen; \
-             touch /{kind}-ro/x 2>/dev/null && echo written; true"
-        );
-        let said = podman.call(&["exec", "volumes", "sh", "-c", &script]);
-        let expected = if seen_inside { "seen\n" } else { "" };
-        assert_eq!(said.ok(), expected, "{kind}: {said}");
-        let file = volumes.join(kind).join("from-container/file");
-        assert_eq!(file.exists(), seen_outside, "{kind}: {}", file.display());
-    }
-    podman.remove("volumes");
-    leaks::unmount_under(&volumes);
+    checks::volumes_propagate_as_asked(podman);
+}
+
+fn checkpoint(podman: &Podman) {
+    let words = &["container", "checkpoint", "point"];
+    checks::a_checkpoint_that_cannot_be(podman, "podman::checkpoint", &words[..]);
 }
 
 fn namespaces_of_the_host(podman: &Podman) {
