@@ -252,7 +252,7 @@ impl checks::Engine for Podman {
     }
 
     fn background(&self, name: &str, flags: &[&str]) {
-        let _ = self.background(name, flags);
+        self.background(name, flags);
     }
 
     fn remove(&self, name: &str) {
