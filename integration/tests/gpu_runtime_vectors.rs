@@ -1,7 +1,8 @@
-//! What NVIDIA's own `nvidia-container-runtime` 1.20 did in 115 cases, asked of ours: was the low-level runtime called
+//! What NVIDIA's own `nvidia-container-runtime` 1.20 did in 115 cases and in some
+//! four hundred corners, asked of ours: was the low-level runtime called
 //! and with which arguments, what did `config.json` become, and what was the exit code.
 //!
-//! `vectors/nvidia/runtime.json` is recorded data; texts are ours. Cases in which we differ on purpose are listed in
+//! `vectors/nvidia/runtime.json` and `runtime-more.json` are recorded data; texts are ours. Cases in which we differ on purpose are listed in
 //! [`deviation`], with what we do instead.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -171,6 +172,11 @@ fn run(case: &Case, vector: &Value) -> Outcome {
     for file in vector["files"].as_array().into_iter().flatten() {
         put_file(case, file);
     }
+    for program in vector["exec"].as_array().into_iter().flatten() {
+        let mut file = program.clone();
+        file = serde_json::json!({"path": file.take(), "content": "#!/bin/sh\n", "mode": "755"});
+        put_file(case, &file);
+    }
     for name in ["fakerunc", "runc", "crun"] {
         let path = case.path("bin").join(name);
         fs::write(&path, LOW_LEVEL).unwrap();
@@ -338,12 +344,33 @@ fn compare(case: &Case, vector: &Value, outcome: &Outcome) -> Vec<String> {
     wrong
 }
 
+/// The cases of `runtime.json`, or of the file that the variable names.
 fn vectors() -> Vec<Value> {
     let path = std::env::var_os("HOLDFAST_GPU_RUNTIME_VECTORS").map_or_else(
         || place::repository().join("integration/vectors/nvidia/runtime.json"),
         PathBuf::from,
     );
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// The cases of `runtime-more.json`: what the original did in corners that `runtime.json` does not have. Files that
+/// many of them share are there once, by name.
+fn more_vectors() -> Vec<Value> {
+    let path = place::repository().join("integration/vectors/nvidia/runtime-more.json");
+    let mut document: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let shared = document["files"].take();
+    let Value::Array(mut cases) = document["cases"].take() else {
+        panic!("no cases");
+    };
+    for case in &mut cases {
+        let files = case["files"].as_array().unwrap();
+        let whole = files.iter().flat_map(|file| match file["set"].as_str() {
+            Some(name) => shared[name].as_array().unwrap().clone(),
+            None => vec![file.clone()],
+        });
+        case["files"] = whole.collect();
+    }
+    cases
 }
 
 /// Why a case cannot be run here.
@@ -360,7 +387,15 @@ fn missing(vector: &Value) -> Option<String> {
 
 #[test]
 fn the_runtime_does_what_the_original_did() {
-    let vectors = vectors();
+    all_agree(&vectors());
+}
+
+#[test]
+fn the_runtime_does_what_the_original_did_in_corners() {
+    all_agree(&more_vectors());
+}
+
+fn all_agree(vectors: &[Value]) {
     assert!(!vectors.is_empty());
     let only = std::env::var("HOLDFAST_GPU_CASE").ok();
     let queue = Mutex::new(vectors.iter());

@@ -108,6 +108,11 @@ impl Fields {
             .unwrap_or_default()
             .into_iter()
             .map(|(place, value)| {
+                let value = if value.is_null() {
+                    Value::from(0)
+                } else {
+                    value
+                };
                 integer(&value).ok_or_else(|| format!("{place}: must be an integer in range"))
             })
             .collect()
