@@ -72,6 +72,7 @@ pub(crate) fn step(step: &'static str) -> impl FnOnce(std::io::Error) -> ServerE
 pub(crate) fn run(line: &CommandLine) -> Result<(), ServerError> {
     // First of all: what is open now was left by the image before.
     let begun = image::begin(line.resume);
+    sys::share_one_heap();
     let places = Places::default();
     let sink = logging::stderr_to_journal(IDENTIFIER, &places);
     let level = if line.debug {

@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -21,6 +23,7 @@ use crate::options::Options;
 use crate::resume::image;
 use crate::stats;
 use crate::stdio::StdioPaths;
+use crate::sys;
 use crate::task::state::Ended;
 use crate::task::{
     CheckpointRequest, Command, CreateRequest, Handle, ProcessView, Shim, Status, View,
@@ -33,6 +36,8 @@ const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task
 const FOR_EVERY_SHIM: [&str; 8] = [
     "Wait", "State", "Kill", "Delete", "Pids", "Stats", "Connect", "Shutdown",
 ];
+/// How long after a start or a delete the heap is trimmed.
+const TRIM_AFTER: Duration = Duration::from_secs(2);
 /// Seconds of the first day of year 1: what Go writes for "no time", and clients expect.
 const NO_TIME: i64 = -62_135_596_800;
 
@@ -41,6 +46,8 @@ const NO_TIME: i64 = -62_135_596_800;
 pub(crate) struct TaskService {
     shim: Arc<Shim>,
     shutdown: Arc<Notify>,
+    /// The heap will be trimmed soon.
+    trimming: Arc<AtomicBool>,
 }
 
 fn parse<M: Message>(payload: &[u8]) -> Result<M, Fault> {
@@ -97,10 +104,31 @@ fn body(any: MessageField<Any>, what: &str) -> Result<Vec<u8>, Fault> {
         .ok_or_else(|| Fault::invalid(format!("{what} is missing")))
 }
 
+fn is_checkpoint_options(any: &Any) -> bool {
+    any.type_url.ends_with(".CheckpointOptions")
+}
+
 impl TaskService {
     /// A service for the containers of `shim`; `shutdown` is told when the shim may end.
     pub(crate) fn new(shim: Arc<Shim>, shutdown: Arc<Notify>) -> Self {
-        Self { shim, shutdown }
+        Self {
+            shim,
+            shutdown,
+            trimming: Arc::default(),
+        }
+    }
+
+    /// What a start or a delete has needed goes back to the kernel, once for all of a burst.
+    fn trim_soon(&self) {
+        if self.trimming.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let trimming = Arc::clone(&self.trimming);
+        tokio::spawn(async move {
+            tokio::time::sleep(TRIM_AFTER).await;
+            trimming.store(false, Ordering::SeqCst);
+            sys::trim_heap();
+        });
     }
 
     fn container(&self, id: &str) -> Result<Handle, Fault> {
@@ -321,6 +349,12 @@ impl TaskService {
                 let request: api::CheckpointTaskRequest = parse(payload)?;
                 let container = self.container(&request.id)?;
                 let options = match request.options.into_option() {
+                    Some(any) if !any.type_url.is_empty() && !is_checkpoint_options(&any) => {
+                        return Err(Fault::invalid(format!(
+                            "checkpoint options of type {:?}",
+                            any.type_url
+                        )));
+                    }
                     Some(any) if !any.value.is_empty() => {
                         oci::CheckpointOptions::parse_from_bytes(&any.value).map_err(|error| {
                             Fault::invalid(format!("checkpoint options: {error}"))
@@ -429,6 +463,10 @@ impl Handler for TaskService {
                 ),
             ));
         }
-        self.call(method, payload).await
+        let answer = self.call(method, payload).await;
+        if matches!(method, "Start" | "Delete") {
+            self.trim_soon();
+        }
+        answer
     }
 }

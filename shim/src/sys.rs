@@ -397,6 +397,19 @@ pub(crate) fn set_window_size(tty: BorrowedFd<'_>, rows: u16, columns: u16) -> i
         .map(drop)
 }
 
+/// Lets all threads share one heap: what a thread that came and went has freed is there for the
+/// next one, and can be given back.
+pub(crate) fn share_one_heap() {
+    // SAFETY: mallopt(3) takes two numbers and no pointer.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Gives the heap's free pages back to the kernel.
+pub(crate) fn trim_heap() {
+    // SAFETY: malloc_trim(3) takes a number; it touches only what is free, under malloc's own lock.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// Starts a new core scheduling cookie for the process group of the caller.
 ///
 /// # Errors
