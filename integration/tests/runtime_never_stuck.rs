@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_integration::deadline::{self, Finished};
-use holdfast_integration::{killer, on_runtimes};
 use holdfast_integration::scratch::{LIMIT, Scratch, text};
+use holdfast_integration::{killer, on_runtimes};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{

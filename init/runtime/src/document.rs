@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use holdfast_record::Deadline;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Capability, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -143,6 +143,22 @@ fn ease(process: &mut Value) -> Option<()> {
     {
         affinity.retain(|_, cpus| *cpus != json!(""));
     }
+    let sets = process
+        .get_mut("capabilities")
+        .and_then(Value::as_object_mut);
+    for (set, names) in sets.into_iter().flatten() {
+        // `config.md`, capabilities: a value that cannot be mapped is warned of, and no failure.
+        let known = |name: &Value| {
+            let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
+            if !known && name.is_string() {
+                log::warn!("process.capabilities.{set}: ignoring the unknown {name}");
+            }
+            known || !name.is_string()
+        };
+        if let Some(names) = names.as_array_mut() {
+            names.retain(known);
+        }
+    }
     let flags = process
         .get_mut("scheduler")
         .and_then(|scheduler| scheduler.get_mut("flags"))
@@ -194,6 +210,15 @@ mod tests {
             (rdt.enable_cmt(), rdt.enable_mbm()),
             (&Some(true), &Some(true))
         );
+    }
+
+    #[test]
+    fn capabilities_of_a_newer_kernel_are_left_out() {
+        let document = br#"{"cwd": "/", "args": ["true"], "user": {"uid": 0, "gid": 0},
+            "capabilities": {"bounding": ["CAP_KILL", "CAP_TIME_TRAVEL"]}}"#;
+        let process = process(document).unwrap();
+        let sets = process.capabilities().as_ref().unwrap();
+        assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
     }
 
     #[test]

@@ -271,6 +271,11 @@ fn kill_command(context: &Context, parser: &mut Parser) -> Result<i32> {
             ));
         }
     };
+    // kill(2): only whether there is somebody to signal.
+    if signal == "0" {
+        let container = context.container(&ContainerId::new(id.as_str())?)?;
+        return container.live_init().map(|_| 0);
+    }
     let signal =
         Signal::parse(signal).ok_or_else(|| Error::Usage(format!("unknown signal {signal:?}")))?;
     kill::kill(context, &ContainerId::new(id.as_str())?, signal, all).map(|()| 0)
@@ -290,7 +295,7 @@ fn exec_command(context: &Context, parser: &mut Parser) -> Result<i32> {
                 options.additional_gids.push(number(parser)?);
             }
             Arg::Short('c') | Arg::Long("cap") => {
-                options.capabilities.push(capability(&text(parser)?)?);
+                options.capabilities.extend(capability(&text(parser)?));
             }
             Arg::Long("no-new-privs") => options.no_new_privileges = flag(parser)?,
             Arg::Long("apparmor") => options.apparmor = Some(text(parser)?),
@@ -335,14 +340,18 @@ fn user(text: &str) -> Result<(u32, Option<u32>)> {
     }
 }
 
-fn capability(name: &str) -> Result<Capability> {
+/// One that this version does not know is left out, as the runtime-spec wants it.
+fn capability(name: &str) -> Option<Capability> {
     let full = if name.starts_with("CAP_") {
         name.to_owned()
     } else {
         format!("CAP_{name}")
     };
-    serde_json::from_value(serde_json::Value::String(full))
-        .map_err(|_| Error::Usage(format!("unknown capability {name:?}")))
+    let known = serde_json::from_value(serde_json::Value::String(full)).ok();
+    if known.is_none() {
+        log::warn!("ignoring the unknown capability {name:?}");
+    }
+    known
 }
 
 fn ps_command(context: &Context, parser: &mut Parser) -> Result<i32> {

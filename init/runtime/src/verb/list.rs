@@ -76,12 +76,13 @@ fn render(documents: &[Document], format: Format) -> Result<String> {
     }
 }
 
-/// Columns as wide as their widest cell, separated by three spaces.
+/// Columns as wide as their widest cell and three spaces, at least 12: scripts cut runc's table
+/// by position.
 pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.len().max(*width);
+            *width = (cell.len() + 3).max(12).max(*width);
         }
     }
     let mut text = String::new();
@@ -94,7 +95,7 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
                 text.push_str(cell);
             } else {
                 // Writing to a String cannot fail.
-                let _ = write!(text, "{cell:width$}   ");
+                let _ = write!(text, "{cell:width$}");
             }
         }
     }
