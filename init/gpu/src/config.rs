@@ -186,8 +186,6 @@ pub struct Cdi {
 /// `[nvidia-container-runtime.modes.jit-cdi]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JitCdi {
-    /// `load-kernel-modules`.
-    pub load_kernel_modules: Vec<String>,
     /// `nvcdi-disable-hooks`: names, or `all`.
     pub disable_hooks: Vec<String>,
     /// `nvcdi-feature-flags`.

@@ -94,7 +94,7 @@ pub static SILENT_CAPABILITIES: Deviation = Deviation {
 pub static ONE_LETTER_KIND: Deviation = Deviation {
     name: "one-letter-kind",
     places: &[Place::Hook, Place::Runtime, Place::Stage],
-    original: "A device such as `a/b=c` crashes the parser of CDI names (exit code 2, a stack trace), from data that the image controls.",
+    original: "A device such as `a/b=c` crashes the parser of CDI names (exit code 1 or 2, a stack trace), from data that the image controls.",
     ours: "In the hook it is no CDI name, like every other text that is none. In the runtime and the stage it is one, and its device is looked for.",
     why: "No input may crash us.",
     switch: Switch::Never("a crash is not reproduced"),

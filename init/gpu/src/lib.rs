@@ -18,7 +18,7 @@
 //! | [`nodes`] | the device nodes of a request, out of `/proc` |
 //! | [`hook`] | the drop-in entry `nvidia-container-runtime-hook` |
 //! | [`deviation`] | where we differ from the original on purpose |
-//! | [`version`] | versions of the runtime specification |
+//! | [`version`] | versions of specifications and images |
 //! | [`mode`] | legacy, cdi, jit-cdi, csv; and how `auto` is resolved |
 //! | [`modify`] | what is changed in a specification, in every mode |
 //! | [`runtime`] | the drop-in `nvidia-container-runtime` |

@@ -1,61 +1,57 @@
-//! Versions of the runtime specification, compared as Go's `golang.org/x/mod/semver` compares them.
+//! Semantic versions, read loosely: a `v` in front, and missing minor and patch numbers, are fine. So the original reads
+//! both the version of a specification and that of a CUDA image.
 
 use std::cmp::Ordering;
 
-/// A semantic version without its build part, which takes no part in comparisons.
+/// A version without its build part, which takes no part in comparisons.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version<'a> {
-    numbers: [&'a str; 3],
+    /// Major, minor, patch.
+    pub numbers: [u64; 3],
     pre: Vec<&'a str>,
 }
 
 impl<'a> Version<'a> {
-    /// Reads `1.0.2`, `1.0.0-rc1+x`, and also `1` and `1.0`; `None` for anything else.
+    /// Reads `1.0.2`, `v1`, `10.2-rc1+x`; `None` for anything else.
     #[must_use]
     pub fn parse(text: &'a str) -> Option<Self> {
+        let text = text.strip_prefix('v').unwrap_or(text);
         let (text, build) = split(text, '+');
-        let (numbers, pre) = split(text, '-');
-        let whole = |part: &str| is_digits(part) && (part == "0" || !part.starts_with('0'));
-        let parts: Vec<&str> = numbers.split('.').collect();
-        let short = parts.len() < 3;
-        if parts.len() > 3 || !parts.iter().all(|part| whole(part)) {
+        let (text, pre) = split(text, '-');
+        let mut numbers = [0; 3];
+        let parts: Vec<&str> = text.split('.').collect();
+        if parts.len() > numbers.len() {
             return None;
         }
-        if short && (pre.is_some() || build.is_some()) {
-            return None;
+        for (number, part) in numbers.iter_mut().zip(parts) {
+            *number = part.parse().ok().filter(|_| is_digits(part))?;
         }
         let pre: Vec<&str> = pre.map_or_else(Vec::new, |pre| pre.split('.').collect());
+        let zero_in_front = |part: &str| is_digits(part) && part.len() > 1 && part.starts_with('0');
         let mut build = build.iter().flat_map(|build| build.split('.'));
         let valid = pre
             .iter()
-            .all(|part| is_identifier(part) && (!is_digits(part) || whole(part)))
+            .all(|part| is_identifier(part) && !zero_in_front(part))
             && build.all(is_identifier);
-        let number = |at: usize| parts.get(at).copied().unwrap_or("0");
-        valid.then(|| Self {
-            numbers: [number(0), number(1), number(2)],
-            pre,
-        })
+        valid.then_some(Self { numbers, pre })
     }
 
     /// Whether a specification of this version has one capability set, a plain list: from 1.0.0-rc1 to before 1.0.0-rc5.
     #[must_use]
     pub fn had_one_capability_set(text: &str) -> bool {
-        let (Some(version), Some(from), Some(to)) = (
-            Version::parse(text),
-            Version::parse("1.0.0-rc1"),
-            Version::parse("1.0.0-rc5"),
-        ) else {
+        let Some(version) = Version::parse(text) else {
             return false;
         };
-        version.compare(&from) != Ordering::Less && version.compare(&to) == Ordering::Less
+        let candidate = |pre| Version {
+            numbers: [1, 0, 0],
+            pre: vec![pre],
+        };
+        version.compare(&candidate("rc1")).is_ge() && version.compare(&candidate("rc5")).is_lt()
     }
 
     fn compare(&self, other: &Version<'_>) -> Ordering {
-        let numbers = self.numbers.iter().zip(other.numbers.iter());
-        let by_number = numbers
-            .map(|(one, other)| by_value(one, other))
-            .find(|order| order.is_ne());
-        by_number.unwrap_or_else(|| match (self.pre.is_empty(), other.pre.is_empty()) {
+        let by_number = self.numbers.cmp(&other.numbers);
+        by_number.then_with(|| match (self.pre.is_empty(), other.pre.is_empty()) {
             (true, true) => Ordering::Equal,
             // A version comes after its candidates.
             (true, false) => Ordering::Greater,
@@ -67,20 +63,17 @@ impl<'a> Version<'a> {
     fn compare_pre(&self, other: &Version<'_>) -> Ordering {
         let pairs = self.pre.iter().zip(other.pre.iter());
         let different = pairs
-            .map(|(one, other)| match (is_digits(one), is_digits(other)) {
-                (true, true) => by_value(one, other),
-                (true, false) => Ordering::Less,
-                (false, true) => Ordering::Greater,
-                (false, false) => one.cmp(other),
-            })
+            .map(
+                |(one, other)| match (one.parse::<u64>(), other.parse::<u64>()) {
+                    (Ok(one), Ok(other)) => one.cmp(&other),
+                    (Ok(_), Err(_)) => Ordering::Less,
+                    (Err(_), Ok(_)) => Ordering::Greater,
+                    (Err(_), Err(_)) => one.cmp(other),
+                },
+            )
             .find(|order| order.is_ne());
         different.unwrap_or_else(|| self.pre.len().cmp(&other.pre.len()))
     }
-}
-
-/// Numbers without leading zeros, of any length.
-fn by_value(one: &str, other: &str) -> Ordering {
-    one.len().cmp(&other.len()).then_with(|| one.cmp(other))
 }
 
 fn split(text: &str, at: char) -> (&str, Option<&str>) {
@@ -106,11 +99,53 @@ mod tests {
     use super::*;
 
     #[test]
+    fn versions_are_read_loosely() {
+        let good = [
+            ("9", [9, 0, 0]),
+            ("11.4.2", [11, 4, 2]),
+            ("v10.1", [10, 1, 0]),
+            ("10.2-rc1", [10, 2, 0]),
+            ("10.02", [10, 2, 0]),
+            ("12.4.0+b.007", [12, 4, 0]),
+            ("1-a-b.c", [1, 0, 0]),
+        ];
+        for (text, expected) in good {
+            assert_eq!(
+                Version::parse(text).map(|version| version.numbers),
+                Some(expected),
+                "{text}"
+            );
+        }
+        for bad in [
+            "",
+            "v",
+            "foo",
+            "10.2.89.1",
+            "10.",
+            ".1",
+            "10.2-",
+            "10.2-01",
+            "10.2-a..b",
+            " 10",
+            "10.2+",
+            "10.2-ä",
+            "vv1",
+            "+1.2",
+            "99999999999999999999",
+        ] {
+            assert_eq!(Version::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
     fn one_capability_set_was_in_four_candidates() {
         for yes in [
             "1.0.0-rc1",
+            "v1.0.0-rc1",
+            "1.0-rc1",
+            "1-rc4",
+            "01.0.0-rc1",
             "1.0.0-rc2-dev",
-            "1.0.0-rc4",
             "1.0.0-rc4+x",
             "1.0.0-rc1.1",
             "1.0.0-rc10",
@@ -128,8 +163,6 @@ mod tests {
             "1.0.0-alpha",
             "0.9.0",
             "x",
-            "01.0.0-rc1",
-            "1.0-rc1",
             "1.0.0-rc.01",
             "1.1.0-rc1",
             "1.0.0-9",

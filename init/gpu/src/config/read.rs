@@ -177,10 +177,6 @@ fn read(root: &Table<'_>, config: &mut Config) -> Result<(), Error> {
     )?;
     let jit = modes.table("jit-cdi")?;
     jit.list(
-        "load-kernel-modules",
-        &mut runtime.modes.jit_cdi.load_kernel_modules,
-    )?;
-    jit.list(
         "nvcdi-disable-hooks",
         &mut runtime.modes.jit_cdi.disable_hooks,
     )?;

@@ -46,7 +46,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Spec, Error> {
         None => Vec::new(),
     };
     let root = object(&json, "root")?;
-    let path = match root.and_then(|root| root.get("path")) {
+    let path = match root.and_then(|root| root.get_plain("path")) {
         Some(path) => path.text("root.path")?.to_owned(),
         None => String::new(),
     };
@@ -79,7 +79,11 @@ fn mounts(json: &Json) -> Result<Vec<Mount>, Error> {
         if *entry != Json::Null {
             entry.object("an entry of mounts")?;
         }
-        let text = |key: &str, field| entry.get(key).map_or(Ok(""), |value| value.text(field));
+        let text = |key: &str, field| {
+            entry
+                .get_plain(key)
+                .map_or(Ok(""), |value| value.text(field))
+        };
         text("type", "mounts.type")?;
         if let Some(options) = entry.get("options") {
             options.texts("mounts.options")?;

@@ -18,10 +18,12 @@ impl State {
         if json != Json::Null {
             json.object("the state")?;
         }
-        let text = |key| json.get(key).map_or(Ok(""), |value| value.text(key));
+        let text = |key| json.get_plain(key).map_or(Ok(""), |value| value.text(key));
         let (bundle, old) = (text("bundle")?, text("bundlePath")?);
         Ok(Self {
-            pid: json.get("pid").map_or(Ok(0), |pid| pid.integer("pid"))?,
+            pid: json
+                .get_plain("pid")
+                .map_or(Ok(0), |pid| pid.integer("pid"))?,
             bundle: if bundle.is_empty() { old } else { bundle }.to_owned(),
         })
     }
