@@ -65,10 +65,7 @@ pub(crate) fn take_over(journal: &Path, namespace: &Namespace, container: &Conta
     let taken = BundleJournal::open(journal, |_| entries += 1)
         .map_err(|error| chain(&error))
         .and_then(|mut journal| {
-            std::fs::create_dir_all(&folder)
-                .map_err(|error| format!("make {}: {error}", folder.display()))?;
-            let left = journal.leave(&outbox::file(&folder, container, entries));
-            left.map_err(|error| chain(&error))?;
+            outbox::take_in(&mut journal, &folder, container, entries)?;
             Ok(journal.waiting() > 0)
         });
     taken.unwrap_or_else(|error| {

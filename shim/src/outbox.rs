@@ -11,13 +11,21 @@
 //! next `start` or `delete` of any shim of the same containerd and namespace gives it to a process that tells it
 //! ([`crate::handover`]).
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use holdfast_record::journal::JournalError;
 use holdfast_record::{ContainerId, Namespace};
 use sha2::{Digest as _, Sha256};
 
+use crate::fault::chain;
+use crate::task::journal::BundleJournal;
+
 /// Parent of all the folders.
 pub(crate) const PARENT: &str = "/run/holdfast/.events";
+
+/// How often a folder may go in the moment in which it is needed.
+const TRIES: u32 = 100;
 
 /// The folder of one containerd, by its socket for events, and one namespace.
 pub(crate) fn folder(parent: &Path, address: &Path, namespace: &Namespace) -> PathBuf {
@@ -37,6 +45,33 @@ pub(crate) fn folder(parent: &Path, address: &Path, namespace: &Namespace) -> Pa
 /// The file of a container of this shim; `number` is its own among all of that name.
 pub(crate) fn file(folder: &Path, container: &ContainerId, number: u64) -> PathBuf {
     folder.join(format!("{container}.{}-{number}", std::process::id()))
+}
+
+/// Makes a journal lie here, in the file of its own.
+///
+/// # Errors
+/// The whole chain of causes; the journal is then where it was.
+pub(crate) fn take_in(
+    journal: &mut BundleJournal,
+    folder: &Path,
+    container: &ContainerId,
+    number: u64,
+) -> Result<(), String> {
+    let path = file(folder, container, number);
+    let mut tries = 0;
+    loop {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| format!("make {}: {error}", folder.display()))?;
+        match journal.leave(&path) {
+            // Another shim has told its last and removed the folder in between.
+            Err(JournalError::Io { source, .. })
+                if source.kind() == ErrorKind::NotFound && tries < TRIES =>
+            {
+                tries += 1;
+            }
+            left => return left.map_err(|error| chain(&error)),
+        }
+    }
 }
 
 /// Every file in a folder but those that are only being made.
@@ -70,7 +105,10 @@ pub(crate) fn latest_of(folder: &Path, container: &ContainerId) -> Option<PathBu
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
+    use crate::task::journal::tests::event;
 
     #[test]
     fn each_containerd_and_namespace_has_a_folder_and_each_container_its_file() {
@@ -98,5 +136,36 @@ mod tests {
         assert_eq!(latest_of(&here, &box_1), Some(own));
         let other = ContainerId::new("other").unwrap();
         assert_eq!(latest_of(&here, &other), None);
+    }
+
+    #[test]
+    fn a_folder_that_goes_in_between_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("folder");
+        let over = AtomicBool::new(false);
+        let result = std::thread::scope(|scope| {
+            // As shims do that have told their last.
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let _ = std::fs::remove_dir(&folder);
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+            });
+            let result = (0..100).try_for_each(|number| {
+                let bundle = dir.path().join(format!("bundle-{number}"));
+                std::fs::create_dir(&bundle).unwrap();
+                let mut journal = BundleJournal::create(&bundle);
+                journal.queue(number, event(number));
+                let id = ContainerId::new("box").unwrap();
+                let taken = take_in(&mut journal, &folder, &id, number);
+                journal.front();
+                journal.acknowledge();
+                taken
+            });
+            over.store(true, Ordering::Relaxed);
+            result
+        });
+        assert_eq!(result, Ok(()));
+        assert_eq!(files(&folder), Vec::<PathBuf>::new());
     }
 }

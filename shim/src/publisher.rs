@@ -186,12 +186,7 @@ impl Publisher {
             return;
         }
         let number = self.number.fetch_add(1, Ordering::Relaxed);
-        let left = std::fs::create_dir_all(folder)
-            .map_err(|error| format!("make {}: {error}", folder.display()))
-            .and_then(|()| {
-                let path = outbox::file(folder, container, number);
-                journal.leave(&path).map_err(|error| chain(&error))
-            });
+        let left = outbox::take_in(&mut journal, folder, container, number);
         if let Err(error) = left {
             log::error!(
                 "{container}: {error}; should the shim be killed before containerd has taken them, its last events are lost"

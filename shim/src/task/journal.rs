@@ -447,4 +447,4 @@ pub(crate) fn read(path: &Path) -> Vec<Entry> {
 
 #[cfg(test)]
 #[path = "journal_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -3,7 +3,8 @@ use holdfast_record::{ExecId, ExitStatus, Timestamp};
 
 use super::*;
 
-fn event(n: u64) -> Encoded {
+/// An event that can be told from all others.
+pub(crate) fn event(n: u64) -> Encoded {
     Encoded {
         at: Timestamp::new(1, 2),
         topic: "/tasks/exit".into(),
