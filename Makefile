@@ -18,7 +18,7 @@ TEST_NEEDS  := containerd:containerd ctr:containerd runc:runc crun:crun strace:s
 # What only some tests need; without it they say so and are skipped.
 MORE_NEEDS  := time:time dockerd:docker.io docker-init:tini podman:podman conmon:conmon catatonit:catatonit newuidmap:uidmap
 
-.PHONY: help build install check test test-unit test-integration test-v2 demo bench bench-v2 museum clean tools
+.PHONY: help build install check test test-unit test-integration test-faults test-v2 demo bench bench-v2 museum clean tools
 .PHONY: build-needs test-needs
 
 help: ## list the targets
@@ -49,13 +49,18 @@ check: build-needs ## formatting, lints, licences, and the rules of the house
 	cargo test --locked -p holdfast-integration --test house
 
 test: ## every test: unit, then black-box against real containerd, then the runtime on cgroup v2
-	@$(MAKE) --no-print-directory --keep-going test-unit test-integration test-v2
+	@$(MAKE) --no-print-directory --keep-going test-unit test-integration test-faults test-v2
 
 test-unit: build-needs ## tests that need no containerd
 	cargo test --locked --no-fail-fast --workspace --exclude holdfast-integration
 
 test-integration: build test-needs tools ## black-box tests of the built binaries against containerd 1.6 and 2.1
 	cargo test --locked --no-fail-fast -p holdfast-integration
+
+test-faults: build test-needs tools ## the shim fails at every step: built with fault points, which no release has
+	CARGO_PROFILE_DEV_PANIC=unwind cargo build --locked -p holdfast-shim --features fault-points
+	@mkdir -p target/faults && cp -f $(CARGO_DIR)/debug/containerd-shim-holdfast-v2 $(OUT)/holdfast target/faults/
+	HOLDFAST_BIN_DIR=$(CURDIR)/target/faults cargo test --locked --no-fail-fast -p holdfast-integration --test faults
 
 test-v2: build ## the runtime's tests on pure cgroup v2 with systemd, in a booted kernel (TESTS= picks some)
 	@integration/uml.sh $(TESTS)

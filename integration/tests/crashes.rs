@@ -186,13 +186,6 @@ fn a_terminal_goes_on(containerd: &Containerd) {
     terminal.type_in("echo mark-$((40+2))\n");
     terminal.expect("mark-42", LIMIT);
     let shim = Shim::of(containerd, "tty").pid("tty");
-    if std::env::var_os("DBG").is_some() {
-        std::process::Command::new("strace")
-            .args(["-f", "-o", "/tmp/reexec-strace", "-p", &shim.to_string()])
-            .spawn()
-            .unwrap();
-        thread::sleep(Duration::from_secs(1));
-    }
     for n in 0..3 {
         crash(shim, Signal::SIGSEGV);
         terminal.type_in(&format!("echo mark-$((50+{n}))\n"));

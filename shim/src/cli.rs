@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use crate::resume::upgrade;
+
 /// What this invocation is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
@@ -14,6 +16,8 @@ pub(crate) enum Action {
     Delete,
     /// `publish`: tell the events of a dead shim; only `delete` runs it.
     Publish,
+    /// `can-resume FORMAT`: say whether a slate of this format can be gone on from.
+    CanResume(u32),
     /// No action: be the server on the inherited descriptor.
     Serve,
     /// `-info`: describe runtime and features.
@@ -37,6 +41,8 @@ pub(crate) struct CommandLine {
     pub(crate) bundle: Option<PathBuf>,
     /// `-debug`.
     pub(crate) debug: bool,
+    /// `-back`: the program to go back to if this one cannot go on.
+    pub(crate) back: Option<i32>,
     /// `-resume`: the slate of the image before, for the server; see [`crate::resume`].
     pub(crate) resume: Option<i32>,
 }
@@ -70,6 +76,7 @@ impl CommandLine {
             bundle: None,
             debug: false,
             resume: None,
+            back: None,
         };
         let mut special = None;
         let mut word = None;
@@ -110,6 +117,7 @@ impl CommandLine {
                     | "address"
                     | "bundle"
                     | "resume"
+                    | "back"
                     | "publish-binary"
                     | "socket"
                     | "debug-socket"
@@ -135,6 +143,7 @@ impl CommandLine {
                 "id" => line.id = value,
                 "address" => line.address = value,
                 "bundle" => line.bundle = Some(value.into()),
+                "back" => line.back = value.parse().ok(),
                 "resume" => line.resume = value.parse().ok(),
                 _ => {}
             }
@@ -145,9 +154,20 @@ impl CommandLine {
             (None, Some("start")) => Action::Start,
             (None, Some("delete")) => Action::Delete,
             (None, Some("publish")) => Action::Publish,
+            (None, Some(upgrade::QUESTION)) => Action::CanResume(
+                arguments
+                    .next()
+                    .and_then(|format| format.parse().ok())
+                    .unwrap_or(0),
+            ),
             (None, Some(other)) => return Err(CommandLineError::UnknownAction(other.to_owned())),
         };
-        if line.namespace.is_empty() && !matches!(line.action, Action::Info | Action::Version) {
+        if line.namespace.is_empty()
+            && !matches!(
+                line.action,
+                Action::Info | Action::Version | Action::CanResume(_)
+            )
+        {
             return Err(CommandLineError::NoNamespace);
         }
         Ok(line)

@@ -9,6 +9,7 @@ mod copies;
 mod delete;
 mod event;
 mod fault;
+mod fault_point;
 mod handover;
 mod info;
 mod look;
@@ -46,7 +47,18 @@ fn main() -> ExitCode {
                 "  Revision: {}",
                 option_env!("HOLDFAST_REVISION").unwrap_or("unknown")
             );
+            if cfg!(feature = "fault-points") {
+                println!("  Fault points: for tests only");
+            }
             return ExitCode::SUCCESS;
+        }
+        Action::CanResume(format) => {
+            println!("{}", resume::upgrade::yes());
+            return if format == resume::slate::FORMAT {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
         }
         Action::Info => info::print().map_err(Into::into),
         Action::Start => bootstrap::start(&line).map_err(Into::into),

@@ -303,6 +303,8 @@ pub(crate) struct RestoredJob {
     /// The terminal, if it has come.
     pub(crate) master: Option<OwnedFd>,
     launch: Option<Launch>,
+    /// The process it has made is known to its owner.
+    owned: bool,
 }
 
 impl RestoredJob {
@@ -357,6 +359,7 @@ impl RestoredJob {
             console,
             master,
             launch: Some(reaper.launch()),
+            owned,
         })
     }
 }
@@ -527,7 +530,9 @@ impl Runtime {
             let mut working = self.spawn(reaper, command, setup, &call, &log, None)?;
             let deadline = Deadline::after(call.limit, call.verb);
             let status = finish(&mut working, &deadline, call.verb).await?;
-            self.judge(call.verb, status, &log, None, None)
+            let judged = self.judge(call.verb, status, &log, None, None);
+            working.keep_words(&judged);
+            judged
         }
         .await;
         let _ = std::fs::remove_file(&log);
@@ -543,7 +548,7 @@ impl Runtime {
         let log = restored.job.log.clone();
         let (mut working, deadline) = Working::again(restored);
         let result = match finish(&mut working, &deadline, verb).await {
-            Ok(status) => self.judge(verb, status, &log, None, None),
+            Ok(status) => self.judge_again(&working, verb, status, &log),
             Err(error) => Err(error),
         };
         let _ = std::fs::remove_file(&log);
@@ -565,15 +570,16 @@ impl Runtime {
         let verb = verb_of(&restored.job.verb);
         let log = restored.job.log.clone();
         let pid_file = restored.job.pid_file.clone();
-        let (socket, registered, launch) = (
+        let (socket, registered, launch, owned) = (
             restored.socket.take(),
             restored.registered.take(),
             restored.launch.take(),
+            restored.owned,
         );
         let Some(launch) = launch else {
             return Err(RuntimeError::GivenUp { verb });
         };
-        let (working, deadline) = Working::again(restored);
+        let (mut working, deadline) = Working::again(restored);
         let result = match socket {
             Some(socket) => {
                 let at = Attending {
@@ -586,6 +592,11 @@ impl Runtime {
                 };
                 self.attend(at, registered, &register).await
             }
+            // All was said and done, but its owner had not made anything of it.
+            None if owned => match finish(&mut working, &deadline, verb).await {
+                Ok(status) => self.judge_again(&working, verb, status, &log),
+                Err(error) => Err(error),
+            },
             None => {
                 self.await_pid_file(
                     working, &launch, verb, &log, &deadline, &pid_file, &register,
@@ -825,7 +836,9 @@ impl Runtime {
             Some(status) => status,
             None => finish(&mut working, deadline, verb).await?,
         };
-        self.judge(verb, status, log, failed, reason)?;
+        let judged = self.judge(verb, status, log, failed, reason);
+        working.keep_words(&judged);
+        judged?;
         if registered {
             Ok(())
         } else {
@@ -881,6 +894,22 @@ impl Runtime {
             ended: None,
             kept,
         })
+    }
+
+    /// As [`Runtime::judge`], with what the image before has heard.
+    fn judge_again(
+        &self,
+        working: &Working,
+        verb: &'static str,
+        status: ExitStatus,
+        log: &Path,
+    ) -> Result<(), RuntimeError> {
+        let (failed, reason) = working
+            .kept
+            .job
+            .as_ref()
+            .map_or((None, None), |job| (job.failed.clone(), job.reason.clone()));
+        self.judge(verb, status, log, failed, reason)
     }
 
     fn judge(
@@ -1016,6 +1045,14 @@ impl Working {
         buffer: &mut [u8],
     ) -> io::Result<sys::Received> {
         receive(&mut self.kept, socket, buffer)
+    }
+
+    /// Keeps why it failed: its log is removed before its owner has made anything of it.
+    fn keep_words(&mut self, judged: &Result<(), RuntimeError>) {
+        if let Err(error) = judged {
+            let words = error.to_string();
+            self.kept.change(|job| job.failed = Some(words));
+        }
     }
 
     /// Lets the process run that the runtime has made; once.

@@ -71,7 +71,14 @@ pub(crate) fn step(step: &'static str) -> impl FnOnce(std::io::Error) -> ServerE
 /// [`ServerError`] when it cannot begin.
 pub(crate) fn run(line: &CommandLine) -> Result<(), ServerError> {
     // First of all: what is open now was left by the image before.
-    let begun = image::begin(line.resume);
+    let mut begun = image::begin(line.resume);
+    if let (Err(error), Some(slate), Some(program)) = (&begun, line.resume, line.back) {
+        let text = error.to_string();
+        let back = image::go_back(program, slate);
+        begun = Err(std::io::Error::other(format!(
+            "{text}; and not back: {back}"
+        )));
+    }
     sys::share_one_heap();
     let places = Places::default();
     let sink = logging::stderr_to_journal(IDENTIFIER, &places);

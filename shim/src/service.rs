@@ -19,8 +19,9 @@ use tokio::sync::Notify;
 
 use crate::event::proto_time;
 use crate::fault::Fault;
+use crate::fault_point::fault_point;
 use crate::options::Options;
-use crate::resume::image;
+use crate::resume::{image, upgrade};
 use crate::stats;
 use crate::stdio::StdioPaths;
 use crate::sys;
@@ -311,6 +312,7 @@ impl TaskService {
     }
 
     async fn call(&self, method: &str, payload: &[u8]) -> Result<Vec<u8>, Fault> {
+        fault_point(&format!("rpc/{method}"));
         match method {
             "State" => encode(&self.state(&parse(payload)?)?),
             "Create" => encode(&self.create(parse(payload)?).await?),
@@ -448,6 +450,9 @@ fn empty(result: Result<(), Fault>) -> Result<Vec<u8>, Fault> {
 
 impl Handler for TaskService {
     async fn handle(&self, service: &str, method: &str, payload: &[u8]) -> Result<Vec<u8>, Fault> {
+        if service == upgrade::SERVICE {
+            return upgrade::call(&self.shim, method, payload).await;
+        }
         if !SERVICES.contains(&service) {
             return Err(Fault::unimplemented(format!(
                 "service {service} is not implemented"

@@ -370,6 +370,16 @@ pub(crate) fn memory_file(name: &CStr) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
+/// A true SIGSEGV, for tests.
+#[cfg(feature = "fault-points")]
+pub(crate) fn write_to_nowhere() {
+    let nowhere: *mut u8 = std::hint::black_box(std::ptr::without_provenance_mut(8));
+    // SAFETY: none; the page is never mapped (vm.mmap_min_addr), and the fault is what is wanted.
+    unsafe {
+        nowhere.write_volatile(1);
+    }
+}
+
 /// A counter that can be written by a signal handler and read by the event loop; see eventfd(2).
 ///
 /// # Errors

@@ -20,6 +20,9 @@ pub enum Error {
     /// The command line is wrong.
     #[error("{0} (see holdfast --help)")]
     Usage(String),
+    /// Shims that stay as they are.
+    #[error("{0}")]
+    Shims(String),
     /// The specification asks for something impossible.
     #[error("invalid config.json: {field}: {problem}")]
     Spec {

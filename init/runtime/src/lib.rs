@@ -48,6 +48,7 @@ mod own_stderr;
 pub mod plan;
 pub mod rdt;
 mod registration;
+pub mod shims;
 pub mod state;
 mod sys;
 mod terminal;

@@ -15,6 +15,7 @@ mod log_disk_full;
 mod logger_never_ready;
 mod out_of_memory;
 mod second_start;
+mod shim_fails;
 mod shim_killed;
 mod slow_kill;
 mod stage;
@@ -130,6 +131,23 @@ pub const EXHIBITS: &[Exhibit] = &[
     exhibit("a stranger's kill -9", 60, killed_by_stranger::visit),
     exhibit("no memory for init", 60, out_of_memory::init),
     exhibit("no memory for a child", 60, out_of_memory::child),
+    exhibit("SIGSEGV of the shim", 60, shim_fails::by_segv),
+    exhibit(
+        "SIGSEGV of the shim, containerd down",
+        60,
+        shim_fails::by_segv_while_down,
+    ),
+    exhibit("SIGABRT of the shim", 60, shim_fails::by_abort),
+    exhibit(
+        "SIGABRT of the shim, containerd down",
+        60,
+        shim_fails::by_abort_while_down,
+    ),
+    exhibit(
+        "SIGSTOP of the shim, containerd down",
+        90,
+        shim_fails::stopped_while_down,
+    ),
     exhibit("SIGKILL of the shim", 60, shim_killed::visit),
     exhibit(
         "SIGKILL of the shim, containerd down",

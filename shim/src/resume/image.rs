@@ -3,11 +3,11 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holdfast_record::deadline::limit_from_env;
@@ -32,7 +32,9 @@ const WAIT: Duration = Duration::from_secs(1);
 /// An image that has lived so long serves everything again.
 const RECOVERED: Duration = Duration::from_secs(60);
 /// The argument that names the slate's descriptor.
-pub(crate) const FLAG: &str = "-resume";
+const FLAG: &str = "-resume";
+/// The argument that names the program to go back to when an upgrade cannot go on.
+const BACK: &str = "-back";
 
 /// How long the event loop may be silent before it is asked for a sign of life, and as long again
 /// before it is given up.
@@ -60,6 +62,10 @@ pub(crate) struct Lives {
     pub(crate) incident: Option<String>,
 }
 
+/// The file that this image was made from.
+static PROGRAM: OnceLock<OwnedFd> = OnceLock::new();
+/// What has panicked in images before, and when.
+static PANICKED: Mutex<Vec<(String, u64)>> = Mutex::new(Vec::new());
 static LIVES: OnceLock<Lives> = OnceLock::new();
 static DEGRADED: AtomicBool = AtomicBool::new(false);
 static QUICK_ENDS: AtomicU32 = AtomicU32::new(0);
@@ -129,10 +135,23 @@ pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
         None => memory_file(c"holdfast-slate").and_then(Slate::create),
         Some(number) => {
             let file = File::from(sys::inherit(number)?);
+            if let Err(error) = Slate::check(&file) {
+                // Left open: another program may go on with it.
+                std::mem::forget(file);
+                return Err(io::Error::other(error));
+            }
             let (slate, values) = Slate::open(file).map_err(io::Error::other)?;
             let report = sys::take_report(slate.file());
             let mut inherited = Inherited::new(values)?;
             inherited.owned(number);
+            if let Ok(mut panicked) = PANICKED.lock() {
+                for (what, at) in inherited.all("panic/") {
+                    let at = at
+                        .first_chunk::<8>()
+                        .map_or(0, |at| u64::from_le_bytes(*at));
+                    panicked.push((format!("panic/{what}"), at));
+                }
+            }
             let before: Lives = inherited.json("image").unwrap_or_default();
             let lived = Duration::from_millis(lives.began.saturating_sub(before.began));
             lives.first = before.first;
@@ -177,34 +196,60 @@ pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
 fn prepare(slate: Slate, lives: &Lives) -> io::Result<OwnedFd> {
     let program = open_program(Path::new("/proc/self/exe"))?;
     let probe = crate::sys::event_counter()?;
-    let string = |bytes: Vec<u8>| CString::new(bytes).map_err(io::Error::other);
-    let mut arguments = std::env::args_os()
-        .filter(|argument| !argument.to_string_lossy().starts_with(FLAG))
-        .map(|argument| string(argument.into_vec()))
-        .collect::<io::Result<Vec<_>>>()?;
-    arguments.push(string(format!("{FLAG}={}", slate.number()).into_bytes())?);
-    let environment = std::env::vars_os()
+    sys::install(sys::Setup {
+        slate: slate.file(),
+        program: program.as_fd(),
+        arguments: arguments(&[&format!("{FLAG}={}", slate.number())])?,
+        environment: environment()?,
+        probe: probe.as_fd(),
+        patience: patience(),
+    })?;
+    // The handlers use them until the very end.
+    let _ = PROGRAM.set(program);
+    super::set_up(slate);
+    super::put_json("image", lives);
+    Ok(probe)
+}
+
+fn string(bytes: Vec<u8>) -> io::Result<CString> {
+    CString::new(bytes).map_err(io::Error::other)
+}
+
+/// Our own arguments without those of this module, and then `more`.
+fn arguments(more: &[&str]) -> io::Result<Vec<CString>> {
+    std::env::args_os()
+        .filter(|argument| {
+            let text = argument.to_string_lossy();
+            !text.starts_with(FLAG) && !text.starts_with(BACK)
+        })
+        .map(OsStringExt::into_vec)
+        .chain(more.iter().map(|text| text.as_bytes().to_vec()))
+        .map(string)
+        .collect()
+}
+
+fn environment() -> io::Result<Vec<CString>> {
+    std::env::vars_os()
         .map(|(name, value)| {
             let mut line = name.into_vec();
             line.push(b'=');
             line.extend(value.into_vec());
             string(line)
         })
-        .collect::<io::Result<Vec<_>>>()?;
-    sys::install(sys::Setup {
-        slate: slate.file(),
-        program: program.as_fd(),
-        arguments,
-        environment,
-        probe: probe.as_fd(),
-        patience: patience(),
-    })?;
-    // The handlers use them until the very end.
-    static KEPT: OnceLock<OwnedFd> = OnceLock::new();
-    let _ = KEPT.set(program);
-    super::set_up(slate);
-    super::put_json("image", lives);
-    Ok(probe)
+        .collect()
+}
+
+/// An upgrade cannot go on: back to the program before it, which has left all as it was.
+///
+/// Comes back only when that failed.
+pub(crate) fn go_back(program: i32, slate: i32) -> io::Error {
+    let Ok(program) = sys::inherit(program) else {
+        return io::Error::from_raw_os_error(libc::EBADF);
+    };
+    match arguments(&[&format!("{FLAG}={slate}")]).and_then(|list| Ok((list, environment()?))) {
+        Ok((arguments, environment)) => sys::execute_with(program.as_fd(), arguments, environment),
+        Err(error) => error,
+    }
 }
 
 /// A program to be executed, whatever becomes of its path.
@@ -259,14 +304,48 @@ pub(crate) fn end_by_panic(incident: &str) {
     }
 }
 
+/// A panic in something that the next image begins anew from the slate, as it was before. Once a
+/// minute: what panics again is contained, and this comes back.
+pub(crate) fn retry_after_panic(what: &str, incident: &str) {
+    if !super::is_on() {
+        return;
+    }
+    let key = format!("panic/{what}");
+    let recovered = u64::try_from(RECOVERED.as_millis()).unwrap_or(u64::MAX);
+    if PANICKED.lock().is_ok_and(|panicked| {
+        panicked
+            .iter()
+            .any(|(one, at)| *one == key && at.saturating_add(recovered) > now_ms())
+    }) {
+        return;
+    }
+    super::put_now(&key, &now_ms().to_le_bytes());
+    end_by_panic(incident);
+}
+
+/// Forgets the panics in what begins with `what`: it is gone.
+pub(crate) fn forgive(what: &str) {
+    let prefix = format!("panic/{what}");
+    if let Ok(mut panicked) = PANICKED.lock() {
+        panicked.retain(|(one, _)| !one.starts_with(&prefix));
+    }
+    super::remove_all(&prefix);
+}
+
 /// Goes on with another program.
 ///
 /// Comes back only when that failed; nothing has changed then.
 pub(crate) fn upgrade(program: BorrowedFd<'_>) -> io::Error {
-    if super::is_on() {
-        sys::replace(Cause::Upgrade, "", Some(program))
-    } else {
-        io::Error::from(io::ErrorKind::Unsupported)
+    let Some(present) = PROGRAM.get().filter(|_| super::is_on()) else {
+        return io::Error::from(io::ErrorKind::Unsupported);
+    };
+    let flags = [
+        format!("{FLAG}={}", super::number()),
+        format!("{BACK}={}", present.as_raw_fd()),
+    ];
+    match arguments(&[&flags[0], &flags[1]]) {
+        Ok(arguments) => sys::replace(Cause::Upgrade, "", Some((program, arguments))),
+        Err(error) => error,
     }
 }
 

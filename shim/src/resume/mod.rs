@@ -6,6 +6,7 @@
 //! | [`slate`] | the memory file that the next image begins from |
 //! | [`request`] | which RPC is being answered, and what was answered to those of the image before |
 //! | [`image`] | the life of an image: handlers, watchdog, its report, how often it came to an end |
+//! | [`upgrade`] | another program takes over, and what an operator may ask |
 //! | [`inherited`] | descriptors and values that came from the image before |
 //! | `sys` | signal handlers and execve(2) |
 //!
@@ -14,11 +15,13 @@
 //! | key | value | written by |
 //! |---|---|---|
 //! | `image` | [`image::Lives`] | [`image`] |
+//! | `panic/WHAT` | when it panicked last | [`image::retry_after_panic`] |
 //! | `conn/N` | descriptor | `wire::server` |
 //! | `rx/N` | bytes of a frame that is not complete | `wire::server` |
 //! | `call/N/S` | deadline and payload of an open request of stream S | `wire::server` |
 //! | `answer/N/Q` | a frame that is not wholly written | `wire::server` |
 //! | `written/N` | how many of the first frame's bytes are | `wire::server` |
+//! | `signalled/N/S` | nothing; the signal that a Kill asked for has been sent | `task::owner` |
 //! | `outcome/N/S` | what a change answered, until the frame is written | [`request`] |
 //! | `end/PID` | the end of a child, until somebody has made something of it | `reaper` |
 //! | `box/ID`, `state/ID`, `spec/ID/EXEC` | a container: what never changes, what does, its execs' programs | `task::owner::keep` |
@@ -34,6 +37,7 @@ pub(crate) mod request;
 pub(crate) mod slate;
 mod symbols;
 mod sys;
+pub(crate) mod upgrade;
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -106,6 +110,11 @@ impl Drop for Step {
     }
 }
 
+/// The slate's descriptor; -1 without one.
+fn number() -> i32 {
+    shared().slate.as_ref().map_or(-1, Slate::number)
+}
+
 /// Whether there will be a next image.
 pub(crate) fn is_on() -> bool {
     ON.load(Ordering::Relaxed)
@@ -121,6 +130,22 @@ pub(crate) fn put(key: &str, value: &[u8]) {
         slate.put(key, value);
     }
     shared.settle();
+}
+
+/// This request's signal has been sent: from now on, whatever the step comes to that sent it.
+pub(crate) fn signalled(request: Option<request::RequestId>) {
+    if let Some(request) = request.filter(|_| is_on()) {
+        put_now(&request.signalled_key(), &[]);
+    }
+}
+
+/// Puts bytes under a key at once, within a step that will not come to its end.
+fn put_now(key: &str, value: &[u8]) {
+    if let Some(slate) = &mut shared().slate
+        && let Err(error) = slate.put_now(key, value)
+    {
+        log::error!("the slate takes nothing: {error}");
+    }
 }
 
 /// Puts a value under a key, as JSON.

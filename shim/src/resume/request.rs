@@ -31,6 +31,11 @@ impl RequestId {
         format!("call/{}/{}", self.connection, self.stream)
     }
 
+    /// Where it is said that its signal has been sent.
+    pub(crate) fn signalled_key(self) -> String {
+        format!("signalled/{}/{}", self.connection, self.stream)
+    }
+
     /// Where its outcome lies.
     pub(crate) fn outcome_key(self) -> String {
         format!("outcome/{}/{}", self.connection, self.stream)
@@ -90,6 +95,11 @@ pub(crate) fn restore_outcome(request: RequestId, bytes: &[u8]) {
 /// Says that a change of the image before goes on; its request will wait for it.
 fn goes_on(request: RequestId) {
     table().get_or_insert_default().underway.insert(request);
+}
+
+/// Keeps an answer for the next image.
+pub(super) fn keep<T: Serialize>(request: RequestId, result: &Result<T, Fault>) {
+    record(request, result, false);
 }
 
 fn record<T: Serialize>(request: RequestId, result: &Result<T, Fault>, is_awaited: bool) {

@@ -126,11 +126,11 @@ impl Slate {
         Ok(slate)
     }
 
-    /// One that an earlier image wrote, with all that is on it.
+    /// Whether it is one that this program reads; where its records begin.
     ///
     /// # Errors
-    /// [`SlateError`]; nothing has been changed then.
-    pub(crate) fn open(file: File) -> Result<(Self, BTreeMap<String, Vec<u8>>), SlateError> {
+    /// [`SlateError`].
+    pub(crate) fn check(file: &File) -> Result<u64, SlateError> {
         let failed = |step| move |source| SlateError::Io { step, source };
         let mut header = [0u8; 16];
         file.read_exact_at(&mut header, 0)
@@ -144,6 +144,16 @@ impl Slate {
         if format != FORMAT {
             return Err(SlateError::Format { found: format });
         }
+        Ok(start)
+    }
+
+    /// One that an earlier image wrote, with all that is on it.
+    ///
+    /// # Errors
+    /// [`SlateError`]; nothing has been changed then.
+    pub(crate) fn open(file: File) -> Result<(Self, BTreeMap<String, Vec<u8>>), SlateError> {
+        let failed = |step| move |source| SlateError::Io { step, source };
+        let start = Self::check(&file)?;
         let size = file.metadata().map_err(failed("look at"))?.len();
         let mut bytes = vec![0u8; usize::try_from(size.saturating_sub(start)).unwrap_or(0)];
         file.read_exact_at(&mut bytes, start)
@@ -234,6 +244,18 @@ impl Slate {
             self.live_bytes = self.live_bytes.saturating_sub(cost(key, old));
             encode(&mut self.pending, key, None);
         }
+    }
+
+    /// Puts a value at once, whatever the step under way comes to.
+    ///
+    /// # Errors
+    /// As [`Slate::commit`].
+    pub(crate) fn put_now(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
+        let step = std::mem::take(&mut self.pending);
+        self.put(key, value);
+        let done = self.commit();
+        self.pending = step;
+        done
     }
 
     /// Writes what has changed, as one.

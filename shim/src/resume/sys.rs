@@ -592,7 +592,11 @@ extern "C" fn on_frame(context: *mut c_void, _: *mut c_void) -> c_int {
 /// Executes the program anew; only when that fails it comes to the end that `signal` brings.
 fn execute(signal: c_int) {
     write_report();
-    let errno = execute_program(PROGRAM.load(Ordering::SeqCst));
+    let errno = execute_program(
+        PROGRAM.load(Ordering::SeqCst),
+        ARGUMENTS.load(Ordering::SeqCst),
+        ENVIRONMENT.load(Ordering::SeqCst),
+    );
     say(
         b"<2>containerd-shim-holdfast-v2: cannot execute itself again, errno ",
         errno,
@@ -627,7 +631,11 @@ fn say(text: &[u8], number: i32) {
 
 /// Executes `program` with every descriptor kept; returns the errno when that fails, with
 /// close-on-exec set again.
-fn execute_program(program: RawFd) -> i32 {
+fn execute_program(
+    program: RawFd,
+    arguments: *const *const c_char,
+    environment: *const *const c_char,
+) -> i32 {
     let mut old: libc::sigset_t = block_over_exec();
     keep_all(true);
     // SAFETY: the lists were made by `leak` and end with null; an empty path with AT_EMPTY_PATH means the
@@ -637,8 +645,8 @@ fn execute_program(program: RawFd) -> i32 {
             libc::SYS_execveat,
             program,
             c"".as_ptr(),
-            ARGUMENTS.load(Ordering::SeqCst),
-            ENVIRONMENT.load(Ordering::SeqCst),
+            arguments,
+            environment,
             libc::AT_EMPTY_PATH,
         );
         let errno = *libc::__errno_location();
@@ -733,7 +741,11 @@ fn keep_all(keep: bool) {
 /// Ends this image for another reason than a signal, with the same program or another one.
 ///
 /// Comes back only when that failed.
-pub(super) fn replace(cause: Cause, incident: &str, program: Option<BorrowedFd<'_>>) -> io::Error {
+pub(super) fn replace(
+    cause: Cause,
+    incident: &str,
+    program: Option<(BorrowedFd<'_>, Vec<CString>)>,
+) -> io::Error {
     set_timer(0, 0);
     fill(cause, 0, 0, 0, 0, false);
     set_timer(0, 0);
@@ -745,8 +757,15 @@ pub(super) fn replace(cause: Cause, incident: &str, program: Option<BorrowedFd<'
         }
     }
     write_report();
-    let program = program.map_or(PROGRAM.load(Ordering::SeqCst), |fd| fd.as_raw_fd());
-    let error = io::Error::from_raw_os_error(execute_program(program));
+    let (program, arguments) = match program {
+        Some((program, arguments)) => (program.as_raw_fd(), leak(arguments)),
+        None => (
+            PROGRAM.load(Ordering::SeqCst),
+            ARGUMENTS.load(Ordering::SeqCst),
+        ),
+    };
+    let environment = ENVIRONMENT.load(Ordering::SeqCst);
+    let error = io::Error::from_raw_os_error(execute_program(program, arguments, environment));
     // SAFETY: as in `take_report`.
     unsafe {
         libc::pwrite(
@@ -769,6 +788,18 @@ pub(super) fn disarm() {
             libc::signal(signal, libc::SIG_DFL);
         }
     }
+}
+
+/// Executes a program with every descriptor kept; outside of any handler.
+///
+/// Comes back only when that failed.
+pub(super) fn execute_with(
+    program: BorrowedFd<'_>,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+) -> io::Error {
+    let errno = execute_program(program.as_raw_fd(), leak(arguments), leak(environment));
+    io::Error::from_raw_os_error(errno)
 }
 
 /// Takes over a descriptor that the image before has left open, and closes it for children.

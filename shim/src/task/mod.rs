@@ -161,6 +161,26 @@ pub(crate) enum Command {
     CloseIo(Option<ExecId>, Reply<()>),
 }
 
+impl Command {
+    /// For messages.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Start(None, _) => "start",
+            Self::Start(Some(_), _) => "start-exec",
+            Self::Exec(..) => "exec",
+            Self::Kill { .. } => "kill",
+            Self::Delete(None, _) => "delete",
+            Self::Delete(Some(_), _) => "delete-exec",
+            Self::Pause(_) => "pause",
+            Self::Resume(_) => "resume",
+            Self::Update(..) => "update",
+            Self::Checkpoint(..) => "checkpoint",
+            Self::Resize(..) => "resize",
+            Self::CloseIo(..) => "close-io",
+        }
+    }
+}
+
 /// containerd's task status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
@@ -304,6 +324,13 @@ impl Shim {
             .get(&id)
             .cloned()
             .ok_or_else(Fault::no_container)
+    }
+
+    /// The containers' ids, also of those on their way.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        let mut ids: Vec<String> = self.containers().keys().map(ToString::to_string).collect();
+        ids.sort();
+        ids
     }
 
     /// Number of containers, also of those on their way.

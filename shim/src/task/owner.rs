@@ -42,16 +42,18 @@ use super::{
 };
 use crate::event::{Event as Published, proto_time};
 use crate::fault::{Fault, chain};
+use crate::fault_point::fault_point;
 use crate::look::describe;
 use crate::options::Options;
 use crate::publisher::{Publisher, SharedJournal, note};
 use crate::reaper::{Child, Process, forget_end};
 use crate::resume::request::RequestId;
-use crate::resume::{self};
+use crate::resume::{self, image};
 use crate::runtime::{Call, RestoredJob, Runtime};
 use crate::stdio::logger::LoggerContext;
 use crate::stdio::{ProcessIo, StdioPaths};
 use crate::sys;
+use crate::wire::server::contain;
 
 /// Results that may wait for the owner.
 const EVENTS: usize = 256;
@@ -113,6 +115,32 @@ enum Event {
     OomSeen,
     /// The exit was told so long ago.
     Unclaimed(Duration),
+}
+
+impl Event {
+    /// For messages.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::InitRegistered(..) => "init-registered",
+            Self::InitEnded(_) => "init-ended",
+            Self::CreateDone(_) => "create-done",
+            Self::StartDone(_) => "start-done",
+            Self::RestoreDone(_) => "restore-done",
+            Self::PauseDone(_) => "pause-done",
+            Self::ResumeDone(_) => "resume-done",
+            Self::UpdateDone(_) => "update-done",
+            Self::DeleteDone(_) => "delete-done",
+            Self::DeleteOverdue => "delete-overdue",
+            Self::ExecRegistered(..) => "exec-registered",
+            Self::ExecEnded(..) => "exec-ended",
+            Self::ExecDone(..) => "exec-done",
+            Self::ExecCleared(_) => "exec-cleared",
+            Self::LaunchesOverdue => "launches-overdue",
+            Self::HoldExpired => "hold-expired",
+            Self::OomSeen => "oom-seen",
+            Self::Unclaimed(_) => "unclaimed",
+        }
+    }
 }
 
 /// The one operation of the container itself that is on its way.
@@ -284,24 +312,32 @@ impl Owner {
             // All that one of them changes is on the slate at once.
             let _step = resume::step();
             if let Some(event) = event {
-                self.contained(|owner| owner.event(event));
+                self.contained(event.name(), |owner| owner.event(event));
             }
             if let Some(command) = command {
-                self.contained(|owner| owner.command(command));
+                self.contained(command.name(), |owner| owner.command(command));
             }
-            self.contained(Self::settle);
+            self.contained("settle", Self::settle);
             self.keep();
         }
         self.give_up_launches();
         log::debug!("{}: gone", self.id);
     }
 
-    /// One step. A panic in it costs the call its answer and nothing else: every change of
-    /// the model is one assignment, and the container goes on from the last one.
-    fn contained(&mut self, step: impl FnOnce(&mut Self)) {
+    /// One step. After a panic in it the next image of the shim takes the container from where it was before
+    /// the step, and does it again. What panics once more costs the call its answer and nothing
+    /// else: every change of the model is one assignment, and the container goes on from the last one.
+    fn contained(&mut self, name: &str, step: impl FnOnce(&mut Self)) {
         let id = self.id.clone();
-        if std::panic::catch_unwind(AssertUnwindSafe(|| step(self))).is_err() {
+        let whole = AssertUnwindSafe(|| {
+            fault_point(&format!("owner/{name}/before"));
+            step(self);
+            fault_point(&format!("owner/{name}/after"));
+        });
+        if std::panic::catch_unwind(whole).is_err() {
             let incident = take_incident().unwrap_or_default();
+            log::error!("{id}: a panic in the container's owner ({name}), incident {incident}");
+            image::retry_after_panic(&format!("owner/{id}/{name}"), &incident);
             log::error!("{id}: contained a panic in the container's owner, incident {incident}");
         }
     }
@@ -309,8 +345,19 @@ impl Owner {
     /// Reports to the owner when `future` is done, whoever goes away meanwhile.
     fn later(&self, future: impl Future<Output = Event> + Send + 'static) -> AbortHandle {
         let events = self.events.clone();
+        let id = self.id.clone();
         let task = tokio::spawn(async move {
-            let event = future.await;
+            let event = match contain(future).await {
+                Ok(event) => event,
+                Err(panic) => {
+                    let incident = take_incident().unwrap_or_default();
+                    log::error!(
+                        "{id}: a panic in a task of its owner, incident {incident}: {panic}"
+                    );
+                    image::retry_after_panic(&format!("task/{id}"), &incident);
+                    return;
+                }
+            };
             // Err: the container is gone and with it the interest.
             let _ = events.send(event).await;
         });

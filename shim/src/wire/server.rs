@@ -237,6 +237,7 @@ impl Line {
         let _step = resume::step();
         resume::remove(&request.call_key());
         resume::remove(&request.outcome_key());
+        resume::remove(&request.signalled_key());
         let mut outgoing = self.outgoing();
         outgoing.frames.push_back((frame, None));
         if outgoing.frames.len() == 1 {
@@ -422,7 +423,7 @@ pub(crate) async fn serve_connection(
     for what in ["conn", "skip", "written"] {
         resume::remove(&format!("{what}/{number}"));
     }
-    for what in ["rx", "call", "answer", "outcome"] {
+    for what in ["rx", "call", "answer", "outcome", "signalled"] {
         resume::remove_all(&format!("{what}/{number}/"));
     }
     result

@@ -18,6 +18,7 @@ use super::update_flags::{self, Asked};
 use crate::cause::{self, Operation};
 use crate::cli::log_file;
 use crate::error::{Doing, Error, Result};
+use crate::shims;
 use crate::verb::{
     Context, checkpoint, create, delete, events, exec, kill, list, pause, ps, restore, run, start,
     state, update,
@@ -126,10 +127,48 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
         "spec" => spec_command(parser),
         "features" => print(&pretty(&crate::features::features())?),
         "why" => why_command(parser),
+        "shims" => shims_command(parser),
+        "upgrade" => upgrade_command(parser),
         "gpu" => super::gpu_commands::run(context, parser),
         "check" => check_command(parser),
         other => Err(Error::Usage(format!("no command {other:?}"))),
     }
+}
+
+fn shims_command(parser: &mut Parser) -> Result<i32> {
+    let mut json = false;
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Long("json") => json = flag(parser)?,
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    let shims = shims::find();
+    if json {
+        let value = serde_json::to_value(&shims).map_err(|source| Error::Json {
+            path: "the list of shims".into(),
+            source,
+        })?;
+        return print(&pretty(&value)?);
+    }
+    print(&shims::table(&shims, Timestamp::now()))
+}
+
+fn upgrade_command(parser: &mut Parser) -> Result<i32> {
+    let (mut all, mut program, mut words) = (false, None, Vec::new());
+    while let Some(arg) = parser.next().map_err(usage)? {
+        match arg {
+            Arg::Long("all") => all = flag(parser)?,
+            Arg::Long("program") => program = Some(path(parser)?),
+            Arg::Value(value) => {
+                let mut ids = Ids::default();
+                ids.push(value)?;
+                words.append(&mut ids.0);
+            }
+            other => return Err(usage(other.unexpected())),
+        }
+    }
+    print(&shims::upgrade(&words, all, program.as_deref())?)
 }
 
 pub(super) fn print(text: &str) -> Result<i32> {

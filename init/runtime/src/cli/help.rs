@@ -37,6 +37,10 @@ containers
   restore     [--bundle DIR] [--image-path DIR] [--work-path DIR] [--detach]
               [--pid-file F] [--console-socket S] [--tcp-established, ...] ID
 
+shims
+  upgrade [--all | ID|PID...] [--program FILE]        to the installed version; their
+                                                      containers do not notice
+
 questions
   state   ID
   list    [--format table|json] [--quiet]
@@ -44,6 +48,7 @@ questions
   ps      [--format table|json] ID [PS-OPTION...]
   why     [ID|NAME|POD|PID] [--last[=N]] [--since TIME] [--node] [--json]
                                                       why something ended
+  shims   [--json]                                    the shims of this node
   check   [--json]                                    what is wrong with this node
   spec    [--bundle DIR] [--rootless]                 print a template of config.json
   features                                            what this runtime can do, as JSON

@@ -181,9 +181,9 @@ impl Owner {
             reply.send(Err(Fault::invalid(format!("signal {signal}"))));
             return;
         }
-        let again = reply
-            .request()
-            .is_some_and(|request| self.killing.contains(&request));
+        let again = reply.request().is_some_and(|request| {
+            self.killing.contains(&request) || resume::has(&request.signalled_key())
+        });
         if again && all && signal != libc::SIGKILL {
             reply.send(Err(Fault::new(
                 Code::UNAVAILABLE,
@@ -239,6 +239,13 @@ impl Owner {
                 .retain(|request| resume::has(&request.call_key()));
             self.killing.push(request);
         }
+        // Sent by the image before, which ended before it could say so. What SIGKILL has not
+        // ended is waited for all the same.
+        if again && signal != libc::SIGKILL {
+            reply.send(Ok(()));
+            return;
+        }
+        let request = reply.request();
         match (all && exec.is_none(), self.cgroup.clone()) {
             (true, Some(cgroup)) => {
                 let (all, target) = (Arc::clone(&cgroup), Arc::clone(&process));
@@ -262,7 +269,10 @@ impl Owner {
                     reply.send(result);
                 });
             }
-            (_, cgroup) => match process.signal(signal) {
+            (_, cgroup) => match process
+                .signal(signal)
+                .inspect(|()| resume::signalled(request))
+            {
                 Ok(()) if signal == libc::SIGKILL => {
                     // The others of the cgroup are waited for by an init, not by an exec.
                     let cgroup = cgroup.filter(|_| exec.is_none());

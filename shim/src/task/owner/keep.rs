@@ -174,6 +174,8 @@ impl Owner {
             resume::remove(&self.state_key());
             resume::remove_all(&format!("spec/{}/", self.id));
             resume::remove_all(&format!("job/{}/", self.id));
+            image::forgive(&format!("owner/{}/", self.id));
+            image::forgive(&format!("task/{}", self.id));
             return;
         }
         let mut record = |process: &P| process.record();
@@ -415,6 +417,9 @@ impl Owner {
                 Some(Exec::Deleting(_)) => self.clear_exec(&id),
                 Some(Exec::Created | Exec::Running(_) | Exec::Stopped(..)) | None => {}
             }
+        }
+        if matches!(init, Init::Stopped(..)) {
+            self.announce_again_in(announce_again_after());
         }
         match init {
             Init::Creating(_) => {

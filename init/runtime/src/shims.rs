@@ -1,0 +1,450 @@
+//! The shims that run on this node, and what they can be asked: `holdfast shims`, `holdfast upgrade`.
+//!
+//! A shim is found by its program's name in /proc, and its socket by its environment. It answers
+//! `holdfast.shim.v1.Shim` over ttrpc with JSON; this is a client for that, for one call at a time.
+
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use holdfast_record::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The shim's program.
+const PROGRAM: &str = "containerd-shim-holdfast-v2";
+/// Tells the path of its socket.
+const SOCKET_VARIABLE: &[u8] = b"HOLDFAST_SHIM_SOCKET=";
+const SERVICE: &str = "holdfast.shim.v1.Shim";
+/// How long a shim may take to say what it is.
+const INFO_LIMIT: Duration = Duration::from_secs(3);
+/// How long an upgrade may take.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(20);
+/// Longest answer that is read.
+const MAX_ANSWER: usize = 4 << 20;
+
+/// What a shim says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// Its version.
+    pub version: String,
+    /// Of its state for the next image.
+    pub format: u32,
+    /// The containerd namespace.
+    pub namespace: String,
+    /// Its containers.
+    pub containers: Vec<String>,
+    /// When its first image began, milliseconds since 1970.
+    pub began: u64,
+    /// How often it has executed itself again.
+    pub images: u32,
+    /// How many of those were faults.
+    pub faults: u32,
+    /// Whether it serves only what containers need most.
+    pub degraded: bool,
+    /// The latest incident.
+    pub incident: Option<String>,
+    /// The program it would be upgraded to.
+    pub program: PathBuf,
+}
+
+/// A shim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Shim {
+    /// Its pid.
+    pub pid: u32,
+    /// Its socket; none when it cannot be known.
+    pub socket: Option<PathBuf>,
+    /// Its share of memory in bytes (PSS).
+    pub memory: Option<u64>,
+    /// What it says of itself; none when it does not answer, or is too old to.
+    pub info: Option<Info>,
+    /// Why not.
+    pub silent: Option<String>,
+}
+
+/// All of them, by pid.
+#[must_use]
+pub fn find() -> Vec<Shim> {
+    let mut found: Vec<Shim> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| is_server(*pid))
+        .map(look_at)
+        .collect();
+    found.sort_by_key(|shim| shim.pid);
+    found
+}
+
+/// Whether a process is a shim that serves; `start`, `delete` and the like are not.
+fn is_server(pid: u32) -> bool {
+    let Ok(program) = std::fs::read_link(format!("/proc/{pid}/exe")) else {
+        return false;
+    };
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let last = arguments
+        .split(|byte| *byte == 0)
+        .rfind(|argument| !argument.is_empty());
+    name.trim_end_matches(" (deleted)") == PROGRAM
+        && !matches!(last, Some(b"start" | b"delete" | b"publish"))
+        && socket_of(pid).is_some()
+}
+
+fn socket_of(pid: u32) -> Option<PathBuf> {
+    std::fs::read(format!("/proc/{pid}/environ"))
+        .ok()?
+        .split(|byte| *byte == 0)
+        .find_map(|variable| variable.strip_prefix(SOCKET_VARIABLE))
+        .map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(path)))
+}
+
+fn memory_of(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn look_at(pid: u32) -> Shim {
+    let socket = socket_of(pid);
+    let told = match &socket {
+        Some(socket) => ask(socket, "Info", b"{}", INFO_LIMIT),
+        None => Err("its socket is not known".to_owned()),
+    };
+    let told = told.and_then(|bytes| {
+        serde_json::from_slice::<Info>(&bytes).map_err(|error| error.to_string())
+    });
+    let (info, silent) = match told {
+        Ok(info) => (Some(info), None),
+        Err(why) => (None, Some(why)),
+    };
+    Shim {
+        pid,
+        socket,
+        memory: memory_of(pid),
+        info,
+        silent,
+    }
+}
+
+impl Shim {
+    /// Whether `word` is its pid or one of its containers.
+    #[must_use]
+    pub fn is_meant(&self, word: &str) -> bool {
+        word.parse() == Ok(self.pid)
+            || self
+                .info
+                .as_ref()
+                .is_some_and(|info| info.containers.iter().any(|id| id == word))
+    }
+
+    /// Moves it to another program, or to the one that is installed now. Its containers do not notice.
+    ///
+    /// # Errors
+    /// Why it stays as it is.
+    pub fn upgrade(&self, program: Option<&Path>) -> std::result::Result<Info, String> {
+        let socket = self.socket.as_deref().ok_or("its socket is not known")?;
+        let wanted = serde_json::json!({ "program": program });
+        ask(
+            socket,
+            "Upgrade",
+            wanted.to_string().as_bytes(),
+            UPGRADE_LIMIT,
+        )?;
+        let told = ask(socket, "Info", b"{}", INFO_LIMIT)?;
+        serde_json::from_slice(&told).map_err(|error| error.to_string())
+    }
+}
+
+/// A table for people.
+#[must_use]
+pub fn table(shims: &[Shim], now: Timestamp) -> String {
+    let mut out = format!(
+        "{:<9} {:<10} {:>10} {:>9} {:>9}  {:<18} {}\n",
+        "PID", "VERSION", "CONTAINERS", "MEMORY", "AGE", "LAST INCIDENT", "NAMESPACE"
+    );
+    for shim in shims {
+        let memory = shim
+            .memory
+            .map_or_else(|| "?".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
+        let line = match &shim.info {
+            Some(info) => {
+                let seconds = u64::try_from(now.seconds()).unwrap_or(0);
+                let age = seconds.saturating_sub(info.began / 1000);
+                let incident = match (&info.incident, info.degraded) {
+                    (Some(incident), false) => incident.clone(),
+                    (Some(incident), true) => format!("{incident} (degraded)"),
+                    (None, _) => "-".to_owned(),
+                };
+                format!(
+                    "{:<9} {:<10} {:>10} {memory:>9} {:>9}  {incident:<18} {}",
+                    shim.pid,
+                    info.version,
+                    info.containers.len(),
+                    in_words(age),
+                    info.namespace
+                )
+            }
+            None => format!(
+                "{:<9} {:<10} {:>10} {memory:>9} {:>9}  does not answer: {}",
+                shim.pid,
+                "?",
+                "?",
+                "?",
+                shim.silent.as_deref().unwrap_or("nothing is known")
+            ),
+        };
+        // Writing into a String cannot fail.
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    out.trim_end().to_owned()
+}
+
+fn in_words(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Runs `holdfast upgrade`: which shims, to which program; a line for each.
+///
+/// # Errors
+/// When nothing is meant, or one of them stays as it is.
+pub fn upgrade(words: &[String], all: bool, program: Option<&Path>) -> Result<String> {
+    if all != words.is_empty() {
+        return Err(Error::Usage(
+            "upgrade: name containers or pids of shims, or give --all".into(),
+        ));
+    }
+    let shims = find();
+    let mut lines = Vec::new();
+    let mut failed = Vec::new();
+    for word in words {
+        let meant: Vec<String> = shims
+            .iter()
+            .filter(|shim| shim.is_meant(word))
+            .map(|shim| shim.pid.to_string())
+            .collect();
+        match meant.as_slice() {
+            [] => failed.push(format!("{word}: no shim of this node has it")),
+            [_] => {}
+            // Ids are unique in a containerd namespace, not on a node.
+            [..] => failed.push(format!(
+                "{word}: several shims have it; name one by its pid: {}",
+                meant.join(", ")
+            )),
+        }
+    }
+    if !failed.is_empty() {
+        return Err(Error::Shims(failed.join("; ")));
+    }
+    for shim in &shims {
+        if !all && !words.iter().any(|word| shim.is_meant(word)) {
+            continue;
+        }
+        let before = shim.info.as_ref().map_or("?", |info| info.version.as_str());
+        match shim.upgrade(program) {
+            Ok(now) => lines.push(format!(
+                "shim {}: {before} -> {}, {} containers go on",
+                shim.pid,
+                now.version,
+                now.containers.len()
+            )),
+            Err(why) => failed.push(format!("shim {}: {why}", shim.pid)),
+        }
+    }
+    if failed.is_empty() {
+        Ok(lines.join("\n"))
+    } else {
+        lines.extend(failed);
+        Err(Error::Shims(lines.join("; ")))
+    }
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(u8::try_from(value & 0x7f).unwrap_or(0) | 0x80);
+        value >>= 7;
+    }
+    out.push(u8::try_from(value).unwrap_or(0));
+}
+
+fn put_field(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
+    out.push(number << 3 | 2);
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (first, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(first & 0x7f) << shift;
+        if first & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// The next field of a protobuf message: its number, its number or length, its bytes.
+fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, u64, &'a [u8])> {
+    let tag = varint(bytes)?;
+    let value = varint(bytes)?;
+    match tag & 7 {
+        0 => Some((tag >> 3, value, &[])),
+        2 => {
+            let (body, rest) = bytes.split_at_checked(usize::try_from(value).ok()?)?;
+            *bytes = rest;
+            Some((tag >> 3, value, body))
+        }
+        _ => None,
+    }
+}
+
+/// What a ttrpc `Response` holds: the payload, or the status' text.
+fn response(mut bytes: &[u8]) -> std::result::Result<Vec<u8>, String> {
+    let (mut payload, mut code, mut text) = (Vec::new(), 0, String::new());
+    while let Some((number, _, body)) = field(&mut bytes) {
+        match number {
+            1 => {
+                let mut status = body;
+                while let Some((number, value, body)) = field(&mut status) {
+                    match number {
+                        1 => code = value,
+                        2 => text = String::from_utf8_lossy(body).into_owned(),
+                        _ => {}
+                    }
+                }
+            }
+            2 => payload = body.to_vec(),
+            _ => {}
+        }
+    }
+    if code == 0 { Ok(payload) } else { Err(text) }
+}
+
+fn ask(
+    socket: &Path,
+    method: &str,
+    payload: &[u8],
+    limit: Duration,
+) -> std::result::Result<Vec<u8>, String> {
+    let mut request = Vec::new();
+    put_field(&mut request, 1, SERVICE.as_bytes());
+    put_field(&mut request, 2, method.as_bytes());
+    put_field(&mut request, 3, payload);
+    request.push(4 << 3);
+    put_varint(
+        &mut request,
+        u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX),
+    );
+    let length = u32::try_from(request.len()).map_err(|error| error.to_string())?;
+    let exchange = || {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+        let mut frame = length.to_be_bytes().to_vec();
+        frame.extend_from_slice(&[0, 0, 0, 1, 1, 0]);
+        frame.extend_from_slice(&request);
+        stream.write_all(&frame)?;
+        let mut header = [0u8; 10];
+        stream.read_exact(&mut header)?;
+        let [a, b, c, d, ..] = header;
+        let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+        if length > MAX_ANSWER {
+            return Err(std::io::ErrorKind::InvalidData.into());
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body)?;
+        Ok::<_, std::io::Error>(body)
+    };
+    let body = exchange().map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => format!("no answer within {limit:?}"),
+        _ => error.to_string(),
+    })?;
+    response(&body)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn shim() -> Shim {
+        Shim {
+            pid: 77,
+            socket: None,
+            memory: Some(2048 * 1024),
+            info: Some(Info {
+                version: "0.1.0".into(),
+                format: 1,
+                namespace: "k8s.io".into(),
+                containers: vec!["a".into(), "b".into()],
+                began: 1_000_000,
+                images: 3,
+                faults: 2,
+                degraded: false,
+                incident: Some("00ff".into()),
+                program: "/usr/bin/x".into(),
+            }),
+            silent: None,
+        }
+    }
+
+    #[test]
+    fn a_shim_is_meant_by_its_pid_or_a_container() {
+        let shim = shim();
+        assert!(shim.is_meant("77") && shim.is_meant("b"));
+        assert!(!shim.is_meant("7") && !shim.is_meant("c"));
+    }
+
+    #[test]
+    fn the_table_tells_what_is_known_and_why_the_rest_is_not() {
+        let silent = Shim {
+            info: None,
+            silent: Some("no answer within 3s".into()),
+            ..shim()
+        };
+        let text = table(&[shim(), silent], Timestamp::new(1_000 + 7300, 0));
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("PID"));
+        for word in ["77", "0.1.0", " 2 ", "2048 KiB", "2h", "00ff", "k8s.io"] {
+            assert!(lines[1].contains(word), "{word}: {}", lines[1]);
+        }
+        assert!(lines[2].contains("does not answer: no answer within 3s"));
+    }
+
+    #[test]
+    fn a_response_is_its_payload_or_its_refusal() {
+        let mut ok = Vec::new();
+        put_field(&mut ok, 2, b"{}");
+        assert_eq!(response(&ok), Ok(b"{}".to_vec()));
+        let mut status = vec![1 << 3];
+        put_varint(&mut status, 300);
+        put_field(&mut status, 2, b"no");
+        let mut refused = Vec::new();
+        put_field(&mut refused, 1, &status);
+        assert_eq!(response(&refused), Err("no".to_owned()));
+    }
+
+    #[test]
+    fn nothing_is_upgraded_by_accident() {
+        assert!(matches!(upgrade(&[], false, None), Err(Error::Usage(_))));
+        assert!(matches!(
+            upgrade(&["x".into()], true, None),
+            Err(Error::Usage(_))
+        ));
+    }
+}

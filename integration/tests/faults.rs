@@ -1,0 +1,253 @@
+//! The shim fails where a test wants it: built with its feature `fault-points` (`make test-faults`).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use holdfast_integration::containerd::{Containerd, peer};
+use holdfast_integration::deadline::{self, eventually};
+use holdfast_integration::leaks::is_alive;
+use holdfast_integration::shim::Shim;
+use holdfast_integration::{on_containerds, place, skip};
+
+on_containerds! {
+    true_faults_and_stalls_are_survived_and_recorded;
+    a_panic_in_any_call_is_that_calls_alone;
+    a_panic_in_any_step_of_a_container_is_made_good;
+    a_step_that_always_panics_costs_its_call_alone;
+}
+
+/// Images that live shorter are a loop, which is another matter.
+const SPACING: Duration = Duration::from_millis(600);
+const POD: [&str; 2] = ["--annotation", "io.containerd.runc.v2.group=base"];
+
+/// Whether the shim under test can be made to fail; says so if not.
+fn can_fail(test: &str) -> bool {
+    let shim = (!peer()).then(|| place::built("containerd-shim-holdfast-v2"));
+    let can = shim.is_some_and(|shim| {
+        let said = deadline::run(Command::new(shim).arg("-v"), Duration::from_secs(10));
+        said.stdout.contains("Fault points")
+    });
+    if !can {
+        skip(
+            test,
+            "this shim has no fault points: see `make test-faults`",
+        );
+    }
+    can
+}
+
+/// A container whose bundle is the shim's working directory, where the faults are ordered.
+struct Base<'a> {
+    containerd: &'a Containerd,
+    pid: i32,
+    shim: i32,
+}
+
+impl<'a> Base<'a> {
+    fn start(containerd: &'a Containerd) -> Self {
+        let pid = containerd.start_task("base", &POD, &["sleep", "600"]);
+        let shim = Shim::of(containerd, "base").pid("base");
+        Self {
+            containerd,
+            pid,
+            shim,
+        }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.containerd.bundle("base").join("fault")
+    }
+
+    fn order(&self, place: &str, how: &str) {
+        std::fs::write(self.file(), format!("{place} {how}")).unwrap();
+    }
+
+    /// The one ordered has happened.
+    #[track_caller]
+    fn happened(&self) {
+        assert!(
+            !self.file().exists(),
+            "{:?}",
+            std::fs::read_to_string(self.file())
+        );
+    }
+
+    #[track_caller]
+    fn is_well(&self) {
+        assert!(is_alive(self.pid) && is_alive(self.shim));
+        let shim = Shim::of(self.containerd, "base");
+        assert_eq!(shim.pid("base"), self.shim);
+        assert_eq!(shim.state("base", "").unwrap().pid.cast_signed(), self.pid);
+    }
+
+    fn end(self) {
+        let _ = std::fs::remove_file(self.file());
+        self.containerd.end_task("base");
+    }
+
+    fn ledger(&self) -> String {
+        let mut all = String::new();
+        for entry in std::fs::read_dir(self.containerd.path("ledger"))
+            .unwrap()
+            .flatten()
+        {
+            all += &String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap_or_default());
+        }
+        all
+    }
+}
+
+fn true_faults_and_stalls_are_survived_and_recorded(containerd: &Containerd) {
+    if !can_fail("true_faults_and_stalls_are_survived_and_recorded") {
+        return;
+    }
+    let base = Base::start(containerd);
+    for (how, code) in [
+        ("fault", "HF172"),
+        ("abort", "HF172"),
+        ("overflow", "HF172"),
+        ("stall", "HF174"),
+    ] {
+        let before = base.ledger().matches(code).count();
+        base.order("rpc/State", how);
+        // The call itself is answered: by the next image.
+        let state = Shim::of(containerd, "base").state("base", "").expect(how);
+        assert_eq!(state.pid.cast_signed(), base.pid, "{how}");
+        base.happened();
+        eventually("the incident is recorded", Duration::from_secs(20), || {
+            (base.ledger().matches(code).count() > before).then_some(())
+        });
+        base.is_well();
+        thread::sleep(SPACING);
+    }
+    // With the place, by name.
+    assert!(base.ledger().contains("fault_point"), "{}", base.ledger());
+    base.end();
+}
+
+fn a_panic_in_any_call_is_that_calls_alone(containerd: &Containerd) {
+    if !can_fail("a_panic_in_any_call_is_that_calls_alone") {
+        return;
+    }
+    let base = Base::start(containerd);
+    let shim = Shim::of(containerd, "base");
+    for method in [
+        "State",
+        "Create",
+        "Start",
+        "Delete",
+        "Pids",
+        "Pause",
+        "Resume",
+        "Checkpoint",
+        "Kill",
+        "Exec",
+        "ResizePty",
+        "CloseIO",
+        "Update",
+        "Wait",
+        "Stats",
+        "Connect",
+        "Shutdown",
+    ] {
+        base.order(&format!("rpc/{method}"), "panic");
+        let refused = shim
+            .call_raw(method, Vec::new())
+            .expect_err("the call panics");
+        assert_eq!(refused.code, 13, "{method}: {refused:?}");
+        assert!(
+            refused.message.contains("incident"),
+            "{method}: {refused:?}"
+        );
+        base.happened();
+        base.is_well();
+    }
+    let code = containerd
+        .exec("base", "x", &[], &["sh", "-c", "exit 3"])
+        .code();
+    assert_eq!(code, 3);
+    base.end();
+}
+
+fn a_panic_in_any_step_of_a_container_is_made_good(containerd: &Containerd) {
+    if !can_fail("a_panic_in_any_step_of_a_container_is_made_good") {
+        return;
+    }
+    let base = Base::start(containerd);
+    let steps = [
+        "init-registered",
+        "create-done",
+        "start",
+        "start-done",
+        "exec",
+        "start-exec",
+        "exec-registered",
+        "exec-done",
+        "exec-ended",
+        "delete-exec",
+        "exec-cleared",
+        "pause",
+        "pause-done",
+        "resume",
+        "resume-done",
+        "kill",
+        "init-ended",
+        "delete",
+        "delete-done",
+    ];
+    for step in steps {
+        for when in ["before", "after"] {
+            thread::sleep(SPACING);
+            let at = format!("owner/{step}/{when}");
+            base.order(&at, "panic");
+            let mut client = containerd.spawn_run(
+                "box",
+                &[&POD[..], &["--rm"]].concat(),
+                &[
+                    "sh",
+                    "-c",
+                    "trap 'exit 7' TERM; echo ready; while :; do usleep 10000; done",
+                ],
+                None,
+            );
+            eventually("the container runs", Duration::from_secs(30), || {
+                client.output().contains("ready").then_some(())
+            });
+            let script = "echo x >> /tmp/left; exit 3";
+            let done = containerd.exec("box", "x", &[], &["sh", "-c", script]);
+            assert_eq!(done.code(), 3, "{at}: {done}");
+            containerd.ctr_ok(&["tasks", "pause", "box"]);
+            containerd.ctr_ok(&["tasks", "resume", "box"]);
+            let left = containerd.exec("box", "y", &[], &["cat", "/tmp/left"]);
+            assert_eq!(left.ok(), "x\n", "{at}: not once");
+            containerd.ctr_ok(&["tasks", "kill", "--signal", "SIGTERM", "box"]);
+            assert_eq!(client.code(), 7, "{at}");
+            base.happened();
+            base.is_well();
+        }
+    }
+    base.end();
+}
+
+fn a_step_that_always_panics_costs_its_call_alone(containerd: &Containerd) {
+    if !can_fail("a_step_that_always_panics_costs_its_call_alone") {
+        return;
+    }
+    let base = Base::start(containerd);
+    containerd.start_task("box", &POD, &["sleep", "600"]);
+    base.order("owner/pause/before", "panic again");
+    let paused = containerd.ctr(&["tasks", "pause", "box"]);
+    assert!(paused.stderr.contains("the shim failed inside"), "{paused}");
+    std::fs::remove_file(base.file()).unwrap();
+    base.is_well();
+    thread::sleep(SPACING);
+    let code = containerd
+        .exec("box", "x", &[], &["sh", "-c", "exit 4"])
+        .code();
+    assert_eq!(code, 4);
+    containerd.end_task("box");
+    base.end();
+}

@@ -1,0 +1,51 @@
+//! Places where a test makes the shim fail. In no release build: there the function is empty, and the feature is refused.
+//!
+//! With the feature `fault-points` a file `fault` in the shim's working directory (the bundle of its
+//! first container) names one place and how to fail there, `PLACE HOW`. It is removed first, so each
+//! happens once; `PLACE HOW again` stays.
+
+#[cfg(all(feature = "fault-points", not(debug_assertions)))]
+compile_error!("fault-points is for tests: a release build must not have it");
+
+/// Fails here if a test wants it so.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub(crate) fn fault_point(_place: &str) {}
+
+/// Fails here if a test wants it so.
+#[cfg(feature = "fault-points")]
+#[allow(clippy::panic)] // what it is for
+pub(crate) fn fault_point(place: &str) {
+    const FILE: &str = "fault";
+    let Ok(wanted) = std::fs::read_to_string(FILE) else {
+        return;
+    };
+    let mut words = wanted.split_whitespace();
+    if words.next() != Some(place) {
+        return;
+    }
+    let how = words.next().unwrap_or("panic").to_owned();
+    if words.next() != Some("again") {
+        let _ = std::fs::remove_file(FILE);
+    }
+    match how.as_str() {
+        "panic" => panic!("on purpose, at {place}"),
+        "fault" => crate::sys::write_to_nowhere(),
+        "abort" => std::process::abort(),
+        "overflow" => {
+            let _ = overflow(0);
+        }
+        "stall" => loop {
+            std::hint::spin_loop();
+        },
+        other => panic!("no such fault: {other}"),
+    }
+}
+
+/// Uses up the stack.
+#[cfg(feature = "fault-points")]
+#[allow(unconditional_recursion, clippy::only_used_in_recursion)]
+fn overflow(depth: u64) -> u64 {
+    let frame = std::hint::black_box([depth; 64]);
+    overflow(depth + 1) + frame.iter().sum::<u64>()
+}
