@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::events::Subscriber;
-use holdfast_integration::{on_containerds, skip};
+use holdfast_integration::{on_containerds, place, skip};
 
 use allowed::ALLOWED;
 use calls::{ALL, EXEC, GENTLE, QUESTIONS};
@@ -33,6 +33,9 @@ type Seens = BTreeMap<(State, &'static str), Seen>;
 fn the_two_shims_answer_alike(containerd: &Containerd) {
     if peer() {
         return skip("differential", "it drives both shims by itself");
+    }
+    if place::program("runc").is_none() {
+        return skip("differential", "runc is not installed");
     }
     let subscriber = Subscriber::new(containerd);
     let (theirs, ours) = std::thread::scope(|scope| {

@@ -130,19 +130,33 @@ fn start_prints_the_address_and_nothing_else() {
 
 #[test]
 fn a_member_of_a_pod_finds_the_pod_s_server() {
-    let Some(bundle) = Bundle::new("a_member_of_a_pod") else {
-        return;
-    };
-    let config = format!(
-        "{{\"ociVersion\": \"1.0.2\", \"annotations\": {{\"io.kubernetes.cri.sandbox-id\": \"{}\"}}}}",
-        bundle.id
-    );
-    std::fs::write(bundle.folder.path().join("config.json"), config).unwrap();
-    let first = bundle.start(&bundle.id, b"");
-    let second = bundle.start("another-container", b"");
-    assert_eq!(first.ok(), second.ok());
-    assert_eq!(bundle.servers().len(), 1, "{:?}", bundle.servers());
-    bundle.shut_down(first.ok().trim());
+    // The first one is for groups that are no pods, and goes before the other.
+    for (annotations, other) in [
+        ("\"io.kubernetes.cri.sandbox-id\": \"POD\"", ""),
+        ("\"io.containerd.runc.v2.group\": \"POD\"", ""),
+        (
+            "\"io.containerd.runc.v2.group\": \"POD\"",
+            ", \"io.kubernetes.cri.sandbox-id\": \"another\"",
+        ),
+    ] {
+        let Some(bundle) = Bundle::new("a_member_of_a_pod") else {
+            return;
+        };
+        let config = format!(
+            "{{\"ociVersion\": \"1.0.2\", \"annotations\": {{{}{other}}}}}",
+            annotations.replace("POD", &bundle.id)
+        );
+        std::fs::write(bundle.folder.path().join("config.json"), config).unwrap();
+        let first = bundle.start(&bundle.id, b"");
+        let second = bundle.start("another-container", b"");
+        assert_eq!(first.ok(), second.ok());
+        assert_eq!(
+            first.ok().trim(),
+            format!("unix://{}", text(&bundle.socket(&bundle.id)))
+        );
+        assert_eq!(bundle.servers().len(), 1, "{:?}", bundle.servers());
+        bundle.shut_down(first.ok().trim());
+    }
 }
 
 #[test]

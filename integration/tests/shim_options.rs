@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use containerd_shim_protos::protobuf::Message as _;
+use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message as _, MessageField};
 use containerd_shim_protos::shim::oci::Options;
 use holdfast_integration::leaks;
 use holdfast_integration::lone::Lone;
@@ -209,8 +210,7 @@ fn the_streams_belong_to_the_container_s_user() {
         };
         let mut request = lone.create_request("box", Some(&any));
         request.stdout = text(&fifo);
-        let created: containerd_shim_protos::api::CreateTaskResponse =
-            lone.shim.call("Create", &request).unwrap();
+        let created: api::CreateTaskResponse = lone.shim.call("Create", &request).unwrap();
         let stream = fs::metadata(format!("/proc/{}/fd/1", created.pid)).unwrap();
         assert_eq!((stream.uid(), stream.gid()), (uid, uid));
         lone.shim.start("box", "").unwrap();
@@ -257,13 +257,67 @@ fn core_scheduling_is_asked_for() {
         let address = started.ok().trim().to_owned();
         let shim = holdfast_integration::shim::Shim::dial(&address);
         let pid = shim.pid("");
-        shim.call::<_, containerd_shim_protos::api::Empty>(
-            "Shutdown",
-            &containerd_shim_protos::api::ShutdownRequest::new(),
-        )
-        .unwrap();
+        shim.call::<_, api::Empty>("Shutdown", &api::ShutdownRequest::new())
+            .unwrap();
         deadline::eventually("the shim ends", LIMIT, || {
             (!leaks::is_alive(pid)).then_some(())
         });
     }
+}
+
+#[test]
+fn an_any_of_another_type_is_invalid() {
+    const INVALID_ARGUMENT: i32 = 3;
+    let Some(lone) = Lone::start("an_any_of_another_type", &[], None) else {
+        return;
+    };
+    let other = |type_url: &str, value: &[u8]| {
+        let mut any = Any::new();
+        any.type_url = type_url.to_owned();
+        any.value = value.to_vec();
+        any
+    };
+    for wrong in [
+        other("containerd.runhcs.v1.Options", b""),
+        other("containerd.runc.v1.Options", &[0xff]),
+        other("types.containerd.io/whatever", b"{}"),
+    ] {
+        let refused = lone.create("box", Some(&wrong)).unwrap_err();
+        assert_eq!(refused.code, INVALID_ARGUMENT, "{refused:?}");
+    }
+    assert_eq!(lone.shim.state("box", "").unwrap_err().code, 5);
+    lone.run(None);
+    for wrong in [
+        other("containerd.runc.v1.Options", b""),
+        other("containerd.runc.v1.CheckpointOptions", &[0xff]),
+    ] {
+        let mut request = api::CheckpointTaskRequest::new();
+        request.id = "box".to_owned();
+        request.options = MessageField::some(wrong);
+        let refused = lone.shim.call::<_, api::Empty>("Checkpoint", &request);
+        assert_eq!(refused.unwrap_err().code, INVALID_ARGUMENT);
+    }
+    for wrong in [
+        None,
+        Some(other("x", b"")),
+        Some(other("x", b"[]")),
+        Some(other("x", b"{")),
+    ] {
+        let mut request = api::UpdateTaskRequest::new();
+        request.id = "box".to_owned();
+        request.resources = MessageField::from_option(wrong.clone());
+        let refused = lone.shim.call::<_, api::Empty>("Update", &request);
+        assert_eq!(refused.unwrap_err().code, INVALID_ARGUMENT, "{wrong:?}");
+        let mut request = api::ExecProcessRequest::new();
+        request.id = "box".to_owned();
+        request.exec_id = "exec".to_owned();
+        request.spec = MessageField::from_option(wrong.clone());
+        let refused = lone.shim.call::<_, api::Empty>("Exec", &request);
+        assert_eq!(refused.unwrap_err().code, INVALID_ARGUMENT, "{wrong:?}");
+    }
+    // Nothing of it has done anything.
+    assert_eq!(lone.shim.state("box", "exec").unwrap_err().code, 5);
+    assert_eq!(lone.shim.state("box", "").unwrap().status.value(), 2);
+    lone.end("box");
+    lone.finish();
 }

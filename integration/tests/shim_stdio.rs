@@ -255,8 +255,9 @@ fn much_output_takes_no_memory() {
         assert_eq!(counter.join().unwrap(), BYTES);
         held.push(private());
     }
-    // The first round has paid for what is reached for the first time.
-    assert!(held[1] <= held[0] + 64, "KiB held: {held:?}");
+    // The first round has paid for what is reached for the first time; a buffer that grew with
+    // the output would be hundreds of times this.
+    assert!(held[1] <= held[0] + 512, "KiB held: {held:?}");
     lone.end("box");
     lone.finish();
 }

@@ -415,6 +415,10 @@ impl TaskService {
                 let request: api::UpdateTaskRequest = parse(payload)?;
                 let container = self.container(&request.id)?;
                 let resources = body(request.resources, "resources")?;
+                // serde would take a list for a structure whose fields are not named.
+                if !resources.trim_ascii_start().starts_with(b"{") {
+                    return Err(Fault::invalid("resources are no object"));
+                }
                 empty(
                     container
                         .ask(|reply| Command::Update(resources, reply))

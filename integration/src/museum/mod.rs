@@ -126,7 +126,7 @@ pub const EXHIBITS: &[Exhibit] = &[
     exhibit("state directory full", 60, state_dir_full::visit),
     exhibit("runtime killed mid-create", 60, killed_mid_create::visit),
     exhibit("containerd down across exits", 60, containerd_down::visit),
-    exhibit("containerd stopped", 60, containerd_stopped::visit),
+    exhibit("containerd stopped", 150, containerd_stopped::visit),
     exhibit("fifo reader stalled", 60, stalled_reader::visit),
     exhibit("a stranger's kill -9", 60, killed_by_stranger::visit),
     exhibit("no memory for init", 60, out_of_memory::init),
