@@ -27,9 +27,13 @@
 //! | Pause | cannot pause task in created state | pauses | cannot pause a paused container | … stopped container | … deleted process |
 //! | Resume | cannot resume task in created state | cannot resume a running process | resumes | … stopped container | … deleted process |
 //! | Update | applies | applies | applies | cannot update a stopped container | … deleted process |
+//! | Checkpoint | cannot checkpoint a task in created state | the runtime's | the runtime's | cannot checkpoint a stopped container | … deleted process |
 //! | Exec | known | known | cannot exec in a paused state | … stopped state | … deleted state |
 //! | Kill | signal | signal | signal (SIGKILL thaws; what cannot die is named, `FAILED_PRECONDITION`) | `NOT_FOUND` process already finished | `NOT_FOUND` cannot kill a deleted process |
 //! | Delete | kills, then deletes | cannot delete a running process | … paused process | deletes | `NOT_FOUND` cannot delete a deleted process |
+//!
+//! What is restored from a checkpoint is created, too: its processes stand still until Start, and
+//! until then nothing can be executed in it (docs/0010).
 //!
 //! Order of every change: journal, view, event queue, reply.
 
