@@ -33,7 +33,7 @@
 //! | Delete | kills, then deletes | cannot delete a running process | … paused process | deletes | `NOT_FOUND` cannot delete a deleted process |
 //!
 //! What is restored from a checkpoint is created, too: its processes stand still until Start, and
-//! until then nothing can be executed in it (docs/0010).
+//! until then nothing can be executed in it (docs/0011).
 //!
 //! Order of every change: journal, view, event queue, reply.
 
