@@ -296,8 +296,11 @@ fn libraries(config: &Config, module: Option<&str>, needs: Needs, out: &mut Vec<
     };
     let driver = Driver::new(&config.cli.root, None);
     match (driver.version(), module) {
-        (Err(error), _) => {
-            let text = error.to_string();
+        (Err(crate::driver::Error::NoLibraries { root, version }), _) => {
+            let text = format!(
+                "neither libcuda.so.{version} nor libnvidia-ml.so.{version} is below {}",
+                root.display()
+            );
             let advice = "install the driver's libraries, or correct nvidia-container-cli.root";
             out.push(Finding::bad("libraries", level, text, advice));
         }
@@ -345,7 +348,15 @@ fn nvml_answers(node: &Node, config: &Config, needs: Needs, out: &mut Vec<Findin
                     "holdfast why --last and dmesg say more"
                 }
             };
-            out.push(Finding::bad("nvml", level, chain(&error), advice));
+            let text = match &error {
+                nvml::Error::Failed { library, failure } => {
+                    format!("{failure}, with {}", library.display())
+                }
+                nvml::Error::Stuck { .. } | nvml::Error::Start(_) | nvml::Error::Ended { .. } => {
+                    chain(&error)
+                }
+            };
+            out.push(Finding::bad("nvml", level, text, advice));
             return;
         }
     };
