@@ -21,6 +21,8 @@ static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/holdfast-nvml"
 const MAX_OUTPUT: usize = 1 << 20;
 /// How long a killed helper may take to go before it counts as stuck.
 const GRACE: Duration = Duration::from_secs(1);
+/// How often a helper whose pipes are closed is asked whether it has ended: it does within microseconds.
+const STEP: Duration = Duration::from_micros(100);
 
 /// A helper that neither answered nor went when it was killed, or did not answer in time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +157,7 @@ fn wait(child: &mut Child, until: Instant) -> Option<ExitStatus> {
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
-            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
+            Ok(None) if Instant::now() < until => std::thread::sleep(STEP),
             Ok(None) | Err(_) => return None,
         }
     }
