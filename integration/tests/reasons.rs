@@ -80,6 +80,22 @@ fn each_end_has_its_reason(containerd: &Containerd) {
     );
     let said = why(containerd, "own", "HF101");
     assert!(said.contains("code 3"), "{said}");
+    // Its shim's end is recorded, too, and not told to somebody who asks for the container's.
+    let shim = eventually("the shim's own end", LIMIT, || {
+        let mut command = Command::new(place::built("holdfast"));
+        command
+            .args(["why", "--json", "own"])
+            .env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
+        let said = deadline::run(&mut command, LIMIT);
+        let records: Vec<Value> = serde_json::from_str(&said.stdout).unwrap();
+        records.into_iter().find(|record| record["code"] == "HF170")
+    });
+    assert_eq!(shim["kind"], "shim", "{shim}");
+    let said = why(containerd, "own", "HF101");
+    assert!(
+        said.starts_with("Container own") && !said.contains("HF170"),
+        "{said}"
+    );
 
     containerd.start_task("asked", &[], &["sleep", "600"]);
     containerd.end_task("asked");

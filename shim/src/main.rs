@@ -7,6 +7,7 @@ mod bootstrap;
 mod cli;
 mod copies;
 mod delete;
+mod ends;
 mod event;
 mod fault;
 mod fault_point;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Ok(line) => line,
         Err(error) => return fail(&error),
     };
+    ends::report_panics(&line);
     let result: Result<(), Box<dyn std::error::Error>> = match line.action {
         Action::Version => {
             println!("containerd-shim-holdfast-v2:");
@@ -61,7 +63,9 @@ fn main() -> ExitCode {
             };
         }
         Action::Info => info::print().map_err(Into::into),
-        Action::Start => bootstrap::start(&line).map_err(Into::into),
+        Action::Start => bootstrap::start(&line)
+            .inspect_err(|error| ends::record_failed_start(&line, &fault::chain(error)))
+            .map_err(Into::into),
         Action::Delete => {
             // containerd logs what delete prints on stderr; on start one byte would be too many.
             let installed = logging::install(

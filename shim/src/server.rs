@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_record::deadline::limit_from_env;
-use holdfast_record::ledger::{Kind, Ledger, Record};
 use holdfast_record::logging::{self, Places};
-use holdfast_record::{ContainerId, Namespace, Reason, Timestamp};
+use holdfast_record::{ContainerId, Namespace};
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
@@ -16,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::cli::CommandLine;
+use crate::ends;
 use crate::handover;
 use crate::publisher::Publisher;
 use crate::resume::image::{self, Begun};
@@ -96,15 +96,6 @@ pub(crate) fn run(line: &CommandLine) -> Result<(), ServerError> {
     }
     let id = ContainerId::new(line.id.as_str())?;
     let namespace = Namespace::new(line.namespace.as_str())?;
-    let (panic_id, panic_namespace) = (id.clone(), namespace.clone());
-    logging::report_panics(Ledger::from_env(), places.clone(), move |panicked| {
-        Record::new(
-            Kind::Shim,
-            &Reason::ShimPanicked(panicked),
-            Timestamp::now(),
-        )
-        .of_container(Some(&panic_namespace), &panic_id)
-    });
     if let Err(error) = logging::serve_fifo(Path::new("log")) {
         log::debug!("no log fifo: {error}");
     }
@@ -152,6 +143,7 @@ async fn serve_containers(
     places: Places,
     begun: Begun,
 ) -> Result<(), ServerError> {
+    let own = id.clone();
     listener
         .set_nonblocking(true)
         .map_err(step("set up the listening socket"))?;
@@ -242,6 +234,7 @@ async fn serve_containers(
         // It finds the journals as files, and that nobody has them locked any more.
         handover::begin_with(shim.namespace.as_str(), "", &publisher.hand_over());
     }
+    scribe.write(ends::finished(&shim.namespace, own.as_str()));
     let until = tokio::time::Instant::now() + Duration::from_secs(2);
     while !scribe.is_idle() && tokio::time::Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(5)).await;

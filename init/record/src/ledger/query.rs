@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{LedgerError, Record, segments};
 use crate::crc::crc32;
+use crate::reason::Reason;
 use crate::time::Timestamp;
 
 /// Which records are wanted. The default wants all.
@@ -16,6 +17,8 @@ pub struct Query {
     pub since: Option<Timestamp>,
     /// Only the latest so many.
     pub last: Option<usize>,
+    /// Without shims that ended because their work was done: there is one for each pod.
+    pub quiet: bool,
 }
 
 /// Names something as a person does on the command line.
@@ -98,7 +101,9 @@ pub(super) fn read(dir: &Path, query: &Query) -> Result<Page, LedgerError> {
                 page.damaged += 1;
                 continue;
             };
-            if query.since.is_some_and(|since| record.time < since) {
+            if query.since.is_some_and(|since| record.time < since)
+                || query.quiet && record.code == Reason::ShimFinished.code()
+            {
                 continue;
             }
             match &query.who {

@@ -407,3 +407,25 @@ proptest::proptest! {
         proptest::prop_assert_eq!(ids(&page), ["one"]);
     }
 }
+
+#[test]
+fn shims_that_were_done_are_not_told_to_people() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::new(folder.path().join("ledger"));
+    let time = Timestamp::new(1_800_000_000, 0);
+    for reason in [Reason::Exited { code: 3 }, Reason::ShimFinished] {
+        let record = Record::new(Kind::Container, &reason, time);
+        ledger.append(&record).unwrap();
+    }
+    let codes = |quiet| {
+        let query = Query {
+            last: Some(1),
+            quiet,
+            ..Query::default()
+        };
+        let page = ledger.read(&query).unwrap();
+        page.records[0].code.clone()
+    };
+    assert_eq!(codes(true), "HF101");
+    assert_eq!(codes(false), "HF170");
+}

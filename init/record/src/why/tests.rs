@@ -151,6 +151,7 @@ fn an_empty_answer_says_where_it_was_looked_and_for_what() {
         who: Some(Selector::new("c1")),
         since: Some(at(0)),
         last: None,
+        ..Query::default()
     };
     let nothing = answer(&Page::default(), &query, Path::new("/ledger"), Form::Full);
     assert_eq!(

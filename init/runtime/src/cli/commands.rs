@@ -549,6 +549,7 @@ fn why_command(parser: &mut Parser) -> Result<i32> {
     if json {
         form = why::Form::Json;
     }
+    query.quiet = matches!(form, why::Form::Full | why::Form::List);
     let ledger = Ledger::from_env();
     let page = ledger.read(&query).map_err(|error| Error::Step {
         doing: "read the ledger".into(),
