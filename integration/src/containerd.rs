@@ -480,6 +480,7 @@ fn spawn(programs: &Path, folder: &Path, extra: &Extra) -> Child {
         .arg(folder.join("config.toml"))
         .env("PATH", std::env::join_paths(path).expect("PATH"))
         .env("HOLDFAST_LEDGER_DIR", folder.join("ledger"))
+        .env("HOLDFAST_EVENTS_DIR", folder.join("events"))
         .env("HOLDFAST_TRACEFS", folder.join(tracing::FOLDER))
         .env("HOLDFAST_TRACE_INSTANCE", tracing::instance(folder))
         .env("HOLDFAST_TEST_FOLDER", folder)

@@ -79,6 +79,7 @@ impl Lone {
             .current_dir(&bundle.path)
             .env("TTRPC_ADDRESS", format!("{}.ttrpc", text(&socket)))
             .env("HOLDFAST_LEDGER_DIR", folder.path().join("ledger"))
+            .env("HOLDFAST_EVENTS_DIR", folder.path().join("events"))
             .env("HOLDFAST_TEST_FOLDER", folder.path())
             // Nobody will take its events.
             .env("HOLDFAST_DEADLINE_FLUSH", "100ms")

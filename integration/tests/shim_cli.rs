@@ -56,6 +56,7 @@ impl Bundle {
         command.current_dir(self.folder.path());
         command.env("TTRPC_ADDRESS", format!("{}.ttrpc", self.address()));
         command.env("HOLDFAST_LEDGER_DIR", self.folder.path().join("ledger"));
+        command.env("HOLDFAST_EVENTS_DIR", self.folder.path().join("events"));
         command
     }
 

@@ -49,11 +49,7 @@ impl Telling {
 /// The folder of journals without a bundle; none when nobody is told anything.
 pub(crate) fn folder(namespace: &Namespace) -> Option<PathBuf> {
     let address = events_address()?;
-    Some(outbox::folder(
-        Path::new(outbox::PARENT),
-        &address,
-        namespace,
-    ))
+    Some(outbox::folder(&outbox::parent(), &address, namespace))
 }
 
 /// Takes the journal of a dead shim out of its bundle if there is something to tell; true then.

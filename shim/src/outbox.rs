@@ -21,8 +21,15 @@ use sha2::{Digest as _, Sha256};
 use crate::fault::chain;
 use crate::task::journal::BundleJournal;
 
+/// Names another parent than [`PARENT`].
+const PARENT_VARIABLE: &str = "HOLDFAST_EVENTS_DIR";
 /// Parent of all the folders.
-pub(crate) const PARENT: &str = "/run/holdfast/.events";
+const PARENT: &str = "/run/holdfast/.events";
+
+/// Parent of all the folders, as the environment has it or by default.
+pub(crate) fn parent() -> PathBuf {
+    std::env::var_os(PARENT_VARIABLE).map_or_else(|| PathBuf::from(PARENT), PathBuf::from)
+}
 
 /// How often a folder may go in the moment in which it is needed.
 const TRIES: u32 = 100;

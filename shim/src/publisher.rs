@@ -105,7 +105,7 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// A publisher to containerd's ttrpc socket; without an address events are only logged.
     pub(crate) fn new(namespace: Namespace, address: Option<PathBuf>) -> Self {
-        Self::keeping_in(Path::new(outbox::PARENT), namespace, address)
+        Self::keeping_in(&outbox::parent(), namespace, address)
     }
 
     /// As [`Publisher::new`], with another parent for the folder of journals without a bundle.
