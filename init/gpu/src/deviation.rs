@@ -105,7 +105,7 @@ pub static CONFIG_ERRORS: Deviation = Deviation {
     name: "config-errors",
     places: &[Place::Stage],
     original: "A config.toml that cannot be used fails every container, whether or not it asks for a GPU, and every command of the runtime, `delete` and `kill` included.",
-    ours: "It fails the creation of containers that ask for a GPU. Others are created, with a warning in the log. No other command reads it.",
+    ours: "It fails the creation of containers that ask for a GPU. Others are created. No other command reads it.",
     why: "One wrong line must not make running pods undeletable.",
     switch: Switch::Name,
 };
@@ -210,11 +210,24 @@ pub static LINKED_FOLDER: Deviation = Deviation {
     switch: Switch::Never("nothing that worked changes"),
 };
 
+/// The grammar of `config.toml`.
+pub static TOML: Deviation = Deviation {
+    name: "toml",
+    places: &[Place::Hook, Place::Runtime, Place::Stage],
+    original: "The reader of config.toml is older than TOML 1.0: it takes a line break in 'single quotes', and a table that is first made by a key with dots and then by its own header; it does not take a line break in an inline table.",
+    ours: "TOML 1.1.",
+    why: "A file that both read means the same to both; the toolkit's own files are such.",
+    switch: Switch::Never(
+        "only files that are no TOML, or newer than the toolkit's reader, differ",
+    ),
+};
+
 /// All of them.
 pub static TABLE: &[&Deviation] = &[
     &PID_ZERO,
     &SILENT_CAPABILITIES,
     &ONE_LETTER_KIND,
+    &TOML,
     &CONFIG_ERRORS,
     &INVALID_VARIABLES,
     &DEVICE_RULES,

@@ -239,9 +239,16 @@ fn image_of(spec: &Spec) -> Image {
 /// The configuration; `None` when it cannot be used and the container does not need it.
 fn load(flags: &Flags, spec: &Spec, image: &Image) -> Result<Option<Config>, Error> {
     let variable = |name: &str| std::env::var_os(name);
+    let location = config::locate(flags.config.as_deref().map(Path::as_os_str), variable);
+    if variable(deviation::VARIABLE).is_none() && !seems_to_ask(image) {
+        // Most containers end here. What cannot be read cannot be asked through; who asks plainly is told of it below.
+        let text = std::fs::read_to_string(&location.path).unwrap_or_default();
+        if !could_ask(image, &text) {
+            return Ok(None);
+        }
+    }
     let mut own = config::Own::default();
     own.switch_off(variable(deviation::VARIABLE).as_deref())?;
-    let location = config::locate(flags.config.as_deref().map(Path::as_os_str), variable);
     let loaded = match location.chosen_by {
         // This node's handler is made for that file.
         ChosenBy::Flag => location.load(),
@@ -297,6 +304,26 @@ fn report(ignored: &[Ignored]) {
     for one in ignored {
         log::warn!("gpu: {one}");
     }
+}
+
+/// Whether a container that does not ask plainly could ask through a name in this configuration: a swarm resource, or the
+/// prefix of an annotation. Cheaper than reading it as TOML, and never wrongly false: every string of the file is between
+/// two quotes of a line, unless it has escapes or several lines.
+fn could_ask(image: &Image, text: &str) -> bool {
+    if ["\\", "\"\"\"", "'''", "as-original", "AS-ORIGINAL"]
+        .iter()
+        .any(|mark| text.contains(mark))
+    {
+        return true;
+    }
+    let lines = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'));
+    lines.flat_map(|line| line.split(['"', '\''])).any(|piece| {
+        let mut names = piece.split(',').map(str::trim);
+        names.any(|name| image.variable(name).is_some())
+            || (!piece.is_empty() && image.annotations.keys().any(|key| key.starts_with(piece)))
+    })
 }
 
 /// Whether a GPU is asked for as far as that can be seen without a configuration.

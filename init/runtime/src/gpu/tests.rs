@@ -42,6 +42,26 @@ fn what_seems_to_ask_without_a_configuration() {
 }
 
 #[test]
+fn only_a_name_of_the_configuration_can_make_a_container_ask() {
+    let mut image = Image::lenient(["PATH=/bin", "R1=0"]);
+    image
+        .annotations
+        .insert("io.kubernetes.cri.sandbox-id".to_owned(), "x".to_owned());
+    let could = |text: &str| could_ask(&image, text);
+    assert!(!could(""));
+    assert!(!could(
+        "#swarm-resource = \"R1\"\nannotation-prefixes = [\"cdi.k8s.io/\"] # don't\n"
+    ));
+    assert!(could("swarm-resource = \"R2, R1\""));
+    assert!(could("swarm-resource = 'R1'"));
+    assert!(could("annotation-prefixes = ['io.kub']"));
+    // What this does not read as TOML does is left to who does.
+    assert!(could("swarm-resource = \"\\u0052\""));
+    assert!(could("swarm-resource = \"\"\"\nR1\"\"\""));
+    assert!(could("[holdfast]\nas-original = []"));
+}
+
+#[test]
 fn rules_come_after_those_that_are_there() {
     let supported = capabilities::supported(&Config::defaults()).unwrap();
     let image = Image::lenient(["NVIDIA_VISIBLE_DEVICES=0"]);
