@@ -3,14 +3,14 @@
 //! `holdfast-nvml` (crate `init/nvml`) is embedded here and started from memory: it loads the driver's library, prints
 //! what it finds and ends. It has a deadline; a helper that hangs in the driver is killed and not waited for.
 
-mod helper;
+mod process;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use helper::Stuck;
+pub use process::Stuck;
 
 /// The library, by the name under which every driver has it.
 pub const LIBRARY: &str = "libnvidia-ml.so.1";
@@ -156,7 +156,7 @@ enum Answer {
 /// # Errors
 /// See [`Error`].
 pub fn ask(library: &Path, deadline: Duration) -> Result<Inventory, Error> {
-    let output = helper::run(library, deadline)?;
+    let output = process::run(library, deadline)?;
     match serde_json::from_slice(&output.stdout) {
         Ok(Answer::Inventory(inventory)) => Ok(inventory),
         Ok(Answer::Failure { failure }) => Err(Error::Failed {

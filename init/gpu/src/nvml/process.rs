@@ -1,4 +1,4 @@
-//! The helper process: started, read, and ended in time.
+//! The process that asks: started, read, and ended in time.
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
