@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use holdfast_integration::fault::Fault;
 use holdfast_integration::lone::{Faulty, Lone};
@@ -43,7 +44,7 @@ impl Pod {
                 return None;
             }
         };
-        let limits = ["CREATE", "EXEC", "START", "DELETE"]
+        let limits = ["CREATE", "EXEC", "START", "DELETE", "CHECKPOINT"]
             .map(|step| (format!("HOLDFAST_DEADLINE_{step}"), DEADLINE));
         let limits = limits
             .each_ref()
@@ -103,6 +104,17 @@ fn every_verb_fails_in_every_way(test: &str, kind: Kind) {
             status(shim, "", 1);
         }
         assert_eq!(shim.start("box", "").unwrap(), pid);
+
+        if !matches!(fault, Fault::Nothing) {
+            let mut request = api::CheckpointTaskRequest::new();
+            request.id = "box".to_owned();
+            pod.faulty.order("checkpoint", &fault);
+            refused(&what("checkpoint"), said, || {
+                shim.call::<_, api::Empty>("Checkpoint", &request)
+            });
+            pod.faulty.call_off("checkpoint");
+            status(shim, "", 2);
+        }
 
         shim.exec("box", "exec", &["sleep", "600"]).unwrap();
         pod.faulty.order("exec", &fault);

@@ -80,7 +80,9 @@ fn start_limit() -> Duration {
     limit_from_env("START", Duration::from_secs(120))
 }
 /// Bound of the runtime's `checkpoint`: it writes all memory of the container.
-const CHECKPOINT_LIMIT: Duration = Duration::from_secs(300);
+fn checkpoint_limit() -> Duration {
+    limit_from_env("CHECKPOINT", Duration::from_secs(300))
+}
 /// Bound of freezing and thawing.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 /// Bound of signalling a whole cgroup.

@@ -646,7 +646,7 @@ fn checkpoint_call(
         .into_iter()
         .find(|path| !path.is_empty())
         .map_or_else(|| bundle.join("work"), PathBuf::from);
-    let mut call = Call::new("checkpoint", CHECKPOINT_LIMIT)
+    let mut call = Call::new("checkpoint", checkpoint_limit())
         .arg("--image-path")
         .arg(image)
         .arg("--work-path")
