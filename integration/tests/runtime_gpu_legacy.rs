@@ -354,12 +354,12 @@ fn a_hanging_cli_is_ended_at_its_deadline(scratch: &Scratch) {
     let node = Node::new(scratch, "stderr it was here\nhang\n");
     let bundle = node.gpu_bundle("box");
     let mut command = node.command(&bundle);
-    command.env("HOLDFAST_DEADLINE_GPU", "300ms");
+    command.env("HOLDFAST_DEADLINE_GPU", "3s");
     let said = deadline::run(&mut command, LIMIT);
     let why = said.failed();
     let pid = node.calls()[0]["pid"].as_i64().unwrap();
     for part in [
-        "did not finish within 300 ms and was killed",
+        "did not finish within 3000 ms and was killed",
         &format!("pid {pid} "),
         "it was here",
         "state S",
@@ -372,7 +372,7 @@ fn a_hanging_cli_is_ended_at_its_deadline(scratch: &Scratch) {
 fn a_cli_that_ignores_sigterm_is_ended(scratch: &Scratch) {
     let node = Node::new(scratch, "ignore-sigterm\nhang\n");
     let mut command = node.command(&node.gpu_bundle("box"));
-    command.env("HOLDFAST_DEADLINE_GPU", "300ms");
+    command.env("HOLDFAST_DEADLINE_GPU", "3s");
     let said = deadline::run(&mut command, LIMIT);
     assert!(said.failed().contains("and was killed"), "{said}");
     let pid = node.calls()[0]["pid"].as_i64().unwrap();
@@ -388,7 +388,7 @@ fn a_cli_that_cannot_be_killed_is_not_waited_for(scratch: &Scratch) {
     let node = Node::new(scratch, "hang\n");
     let bundle = node.gpu_bundle("box");
     let mut command = node.command(&bundle);
-    command.env("HOLDFAST_DEADLINE_GPU", "3s");
+    command.env("HOLDFAST_DEADLINE_GPU", "5s");
     let group = freezer.join(place::unique("holdfast-gpu-test"));
     fs::create_dir(&group).unwrap();
     let frozen = std::thread::spawn({

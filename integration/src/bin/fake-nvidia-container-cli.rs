@@ -118,17 +118,24 @@ fn act(word: &str, argument: &str, record: &Value) {
         }
         "ignore-sigterm" => ignore_sigterm(),
         "wait" => until(|| Path::new(argument).exists()),
-        "hang" => until(|| false),
+        "hang" => forever(),
         "die" => {
             let number = argument.parse().unwrap_or(9);
             let _ = Signal::try_from(number).map(raise);
-            until(|| false);
+            forever();
         }
         "exit" => exit(argument.parse().unwrap_or(98)),
         other => {
             eprintln!("the fake does not know {other:?}");
             exit(97);
         }
+    }
+}
+
+/// Asleep all the time, so that whoever looks sees that.
+fn forever() -> ! {
+    loop {
+        nix::unistd::pause();
     }
 }
 
