@@ -33,6 +33,7 @@ pub struct Refused {
 pub struct Shim {
     client: Client,
     service: &'static str,
+    limit: Duration,
 }
 
 impl std::fmt::Debug for Shim {
@@ -52,6 +53,7 @@ impl Shim {
         Self {
             client,
             service: V2,
+            limit: Duration::from_secs(60),
         }
     }
 
@@ -71,10 +73,20 @@ impl Shim {
         Self {
             client: self.client.clone(),
             service,
+            limit: self.limit,
         }
     }
 
-    /// One call with a deadline of 60 s.
+    /// The same connection, whose calls may take so long instead of a minute.
+    #[must_use]
+    pub fn waiting(&self, limit: Duration) -> Self {
+        Self {
+            limit,
+            ..self.clone()
+        }
+    }
+
+    /// One call with a deadline, of 60 s unless [`Shim::waiting`] says another.
     ///
     /// # Errors
     /// What the shim answered.
@@ -98,8 +110,7 @@ impl Shim {
         request.service = self.service.to_owned();
         request.method = method.to_owned();
         request.payload = payload;
-        request.timeout_nano =
-            i64::try_from(Duration::from_secs(60).as_nanos()).expect("nanoseconds fit");
+        request.timeout_nano = i64::try_from(self.limit.as_nanos()).expect("nanoseconds fit");
         match self.client.request(request) {
             Ok(response) => Ok(response.payload),
             Err(ttrpc::Error::RpcStatus(status)) => Err(Refused {

@@ -130,11 +130,13 @@ fn questions_do_not_wait_for_a_frozen_pod(containerd: &Containerd) {
     for verb in verbs {
         std::fs::write(containerd.path(&format!("hang-{verb}")), "").unwrap();
     }
+    // What hangs may hang for longer than the pod is frozen.
+    let patient = shim.waiting(frozen_for() + Duration::from_secs(60));
     let frozen = std::thread::scope(|scope| {
-        let creating = scope.spawn(|| create(&shim, containerd, &runtime, "created").is_err());
-        let starting_exec = scope.spawn(|| shim.start("execs", "hangs").is_err());
-        let starting = scope.spawn(|| shim.start("starts", "").is_err());
-        let deleting = scope.spawn(|| shim.delete("deleted", "").is_err());
+        let creating = scope.spawn(|| create(&patient, containerd, &runtime, "created").is_err());
+        let starting_exec = scope.spawn(|| patient.start("execs", "hangs").is_err());
+        let starting = scope.spawn(|| patient.start("starts", "").is_err());
+        let deleting = scope.spawn(|| patient.delete("deleted", "").is_err());
         for verb in verbs {
             eventually(&format!("{verb} hangs"), LIMIT, || {
                 (!hanging(containerd, verb).is_empty()).then_some(())
