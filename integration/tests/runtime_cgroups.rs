@@ -21,6 +21,7 @@ on_runtimes! {
     a_failed_create_leaves_no_cgroup: holdfast runc crun;
     delete_by_force_ends_every_process_of_the_cgroup: holdfast runc crun;
     exec_into_a_container_that_divided_its_cgroup: holdfast runc crun;
+    a_user_namespace_owns_its_cgroup_when_it_can_write_it: holdfast runc;
 }
 
 /// The container's cgroup of one controller: its v1 hierarchy, or v2's only one.
@@ -237,4 +238,36 @@ fn exec_into_a_container_that_divided_its_cgroup(scratch: &Scratch) {
     let shown = scratch.exec(&bundle, &["cat", "/proc/self/cgroup"]);
     assert!(shown.ok().contains("/inner\n"), "{shown}");
     scratch.end(&bundle);
+}
+
+/// runtime-spec, config-linux.md, "Cgroup ownership".
+fn a_user_namespace_owns_its_cgroup_when_it_can_write_it(scratch: &Scratch) {
+    use std::os::unix::fs::MetadataExt as _;
+    if is_v1("pids") {
+        let why = "delegation is of cgroup v2 (make test-v2 boots a machine with it)";
+        return holdfast_integration::skip("a_user_namespace_owns_its_cgroup", why);
+    }
+    for (name, access, owner) in [("writable", "rw", 100_000), ("readable", "ro", 0)] {
+        let bundle = scratch
+            .bundle(name)
+            .args(&["sleep", "600"])
+            .user_namespace(100_000)
+            .namespace("cgroup", None)
+            .mount(json!({
+                "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                "options": ["nosuid", "noexec", "nodev", access],
+            }));
+        scratch.start(&bundle);
+        let dir = cgroup(&bundle, "pids");
+        let of = |file: &str| fs::metadata(dir.join(file)).unwrap().uid();
+        assert_eq!((of("."), of("cgroup.procs")), (owner, owner), "{name}");
+        // A limit stays the host's.
+        assert_eq!(of("pids.max"), 0, "{name}");
+        if owner != 0 {
+            scratch
+                .exec(&bundle, &["mkdir", "/sys/fs/cgroup/below"])
+                .ok();
+        }
+        scratch.end(&bundle);
+    }
 }

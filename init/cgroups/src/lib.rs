@@ -19,6 +19,7 @@
 
 mod cgroup;
 mod controllers;
+mod delegate;
 mod devices;
 mod dir;
 mod ebpf;

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -381,6 +381,31 @@ impl Container {
         }
     }
 
+    /// The init process, held: a pidfd that was opened before it was looked whether the number
+    /// still is our process.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`].
+    pub fn open_init(&self) -> Result<(i32, OwnedFd)> {
+        let pid = self
+            .init
+            .as_ref()
+            .ok_or(Error::NotRunning)?
+            .pid
+            .cast_signed();
+        let pidfd = match clone::open_pidfd(pid) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                return Err(Error::NotRunning);
+            }
+            other => other.doing(|| format!("open a pidfd of process {pid}"))?,
+        };
+        if self.alive() {
+            Ok((pid, pidfd))
+        } else {
+            Err(Error::NotRunning)
+        }
+    }
+
     /// The status now.
     pub fn status(&self) -> Status {
         if self.init.is_none() {
@@ -389,6 +414,11 @@ impl Container {
         if !self.alive() {
             return Status::Stopped;
         }
+        self.status_alive()
+    }
+
+    /// The status of a container whose init process is known to be alive.
+    pub fn status_alive(&self) -> Status {
         let frozen = || {
             let state = self.cgroup()?.freezer_state().ok()?;
             Some(match state {

@@ -91,7 +91,16 @@ pub(super) struct Created {
 /// logged.
 pub fn create(context: &Context, id: &ContainerId, options: &Options) -> Result<()> {
     let shim = Shim::from_environment()?;
-    let made = create_with(context, id, options, Console::Detached, shim.as_ref());
+    let made = Bundle::load(&options.bundle).and_then(|bundle| {
+        create_with(
+            context,
+            id,
+            options,
+            bundle,
+            Console::Detached,
+            shim.as_ref(),
+        )
+    });
     if let (Err(error), Some(shim)) = (&made, &shim) {
         shim.failed(error, Operation::Create);
     }
@@ -105,10 +114,11 @@ pub(super) fn create_with(
     context: &Context,
     id: &ContainerId,
     options: &Options,
+    bundle: Bundle,
     console: Console,
     shim: Option<&Shim>,
 ) -> Result<Created> {
-    let bundle = gpu::prepare(&context.gpu, Bundle::load(&options.bundle)?)?;
+    let bundle = gpu::prepare(&context.gpu, bundle)?;
     let console = console_socket(&bundle, options, console)?;
     let dir = StateDir::create(&context.root, id)?;
     let mut undo = Undo {
@@ -211,6 +221,7 @@ impl Creation<'_> {
                 Ok(cgroup) => {
                     let cgroup = undo.cgroup.insert(cgroup);
                     made::save(self.dir, &mut saved, cgroup)?;
+                    made::delegate(bundle, cgroup)?;
                     // Before anybody is inside: a rule set is not replaced in one piece on v1.
                     cgroup.apply(&devices, When::Create)?;
                     Entry::Directories(cgroup)
@@ -463,6 +474,7 @@ impl Limits<'_, '_> {
                 undo.unit = Some(new.unit.clone());
                 let cgroup = undo.cgroup.insert(new.adopt(link.pid)?);
                 made::save(creation.dir, saved, cgroup)?;
+                made::delegate(creation.bundle, cgroup)?;
                 new.restrict(cgroup)?;
                 cgroup
             }

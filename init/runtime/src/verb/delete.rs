@@ -61,22 +61,10 @@ pub fn delete(context: &Context, id: &ContainerId, force: bool) -> Result<()> {
 }
 
 fn kill_init(container: &Container) -> Result<()> {
-    let Ok(pid) = container.live_init() else {
-        return Ok(());
+    let (pid, pidfd) = match container.open_init() {
+        Err(Error::NotRunning) => return Ok(()),
+        other => other?,
     };
-    let pidfd = match clone::open_pidfd(pid) {
-        Ok(pidfd) => pidfd,
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-        Err(source) => {
-            return Err(Error::Io {
-                doing: format!("open a pidfd of process {pid}"),
-                source,
-            });
-        }
-    };
-    if !container.alive() {
-        return Ok(());
-    }
     match clone::signal_pidfd(pidfd.as_fd(), libc::SIGKILL) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
         other => other.doing(|| format!("kill process {pid}"))?,

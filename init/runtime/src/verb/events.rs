@@ -18,7 +18,6 @@ use super::Context;
 use crate::error::{Doing, Error, Result};
 use crate::rdt::SavedRdt;
 use crate::state::{Container, Status};
-use crate::sys::clone;
 
 /// Prints the statistics once.
 ///
@@ -37,11 +36,7 @@ pub fn once(context: &Context, id: &ContainerId) -> Result<()> {
 pub fn follow(context: &Context, id: &ContainerId, interval: Duration) -> Result<()> {
     let container = running(context, id)?;
     let source = Source::of(&container)?;
-    let pid = container.live_init()?;
-    let init = clone::open_pidfd(pid).doing(|| format!("open a pidfd of process {pid}"))?;
-    if !container.alive() {
-        return Err(Error::NotRunning);
-    }
+    let (_, init) = container.open_init()?;
     let oom = source.cgroup.oom_events()?;
     let mut kills = source.kills();
     let mut next = Instant::now() + interval;

@@ -25,21 +25,7 @@ pub fn kill(context: &Context, id: &ContainerId, signal: Signal, all: bool) -> R
             other => Ok(other?),
         };
     }
-    let pid = container.live_init()?;
-    let pidfd = match clone::open_pidfd(pid) {
-        Ok(pidfd) => pidfd,
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(Error::NotRunning),
-        Err(source) => {
-            return Err(Error::Io {
-                doing: format!("open a pidfd of process {pid}"),
-                source,
-            });
-        }
-    };
-    // The number was opened after the check: make sure that it still is our process.
-    if !container.alive() {
-        return Err(Error::NotRunning);
-    }
+    let (pid, pidfd) = container.open_init()?;
     match clone::signal_pidfd(pidfd.as_fd(), signal.number()) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(Error::NotRunning),
         other => other.doing(|| format!("send signal {} to process {pid}", signal.number())),

@@ -1,16 +1,17 @@
 //! What `create` and `restore` have in common: what is written down before anything is made, and what is taken back when
 //! it fails.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use holdfast_cgroups::systemd::Unit;
 use holdfast_cgroups::{Cgroup, SavedCgroup, default_device_rules};
 use holdfast_record::{ContainerId, Timestamp};
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxNamespaceType as Type, LinuxResources, Mount};
 
 use super::create::Options;
 use super::unit;
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, is_new};
 use crate::error::{Error, Result};
 use crate::plan::filter::Filter;
 use crate::rdt::{self, SavedRdt};
@@ -105,4 +106,35 @@ pub(super) fn device_rules(resources: Option<&LinuxResources>) -> LinuxResources
     let mut devices = LinuxResources::default();
     devices.set_devices(Some(rules));
     devices
+}
+
+/// Gives the cgroup to the container's user where the specification wants that (config-linux.md, "Cgroup ownership"): in
+/// a user and a cgroup namespace of its own, with its cgroup mounted writable. systemd in a container needs it.
+pub(super) fn delegate(bundle: &Bundle, cgroup: &Cgroup) -> Result<()> {
+    let namespaces = bundle.namespaces();
+    if !is_new(namespaces, Type::User) || !is_new(namespaces, Type::Cgroup) {
+        return Ok(());
+    }
+    let writable = |mount: &Mount| {
+        let words = mount.options().iter().flatten();
+        mount.source().as_deref() == Some(Path::new("cgroup"))
+            && mount.destination() == Path::new("/sys/fs/cgroup")
+            && !words.into_iter().any(|word| word == "ro")
+    };
+    if !bundle.spec.mounts().iter().flatten().any(writable) {
+        return Ok(());
+    }
+    let user = bundle.process()?.user().uid();
+    let mut maps = bundle.linux()?.uid_mappings().iter().flatten();
+    let host = maps.find_map(|map| {
+        let offset = user.checked_sub(map.container_id())?;
+        (offset < map.size()).then(|| map.host_id().checked_add(offset))?
+    });
+    if let Some(uid) = host
+        && let Err(error) = cgroup.delegate(uid)
+    {
+        // A recommendation: an ordinary user may be unable to give its own away.
+        log::warn!("cgroup ownership: {error}");
+    }
+    Ok(())
 }

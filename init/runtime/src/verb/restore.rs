@@ -211,6 +211,7 @@ impl Restoration<'_> {
             }
         };
         made::save(self.dir, &mut saved, cgroup)?;
+        made::delegate(bundle, cgroup)?;
         cgroup.apply(&devices, When::Create)?;
         if let Some(resources) = linux.resources() {
             let mut limits = resources.clone();

@@ -9,7 +9,7 @@ use super::create::{Console, Options, create_with};
 use super::{Context, delete, start};
 use crate::bundle::Bundle;
 use crate::cause::{self, Operation};
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Error, Result};
 use crate::sys::{clone, signals};
 use crate::terminal::{Proxy, console_pair};
 
@@ -26,10 +26,9 @@ pub fn run(
     detach: bool,
     keep: bool,
 ) -> Result<i32> {
-    let terminal = Bundle::load(&options.bundle)?
-        .process()?
-        .terminal()
-        .unwrap_or(false);
+    let record = |error: &Error| cause::record(error, Operation::Create, id, &options.bundle);
+    let bundle = Bundle::load(&options.bundle).inspect_err(record)?;
+    let terminal = bundle.process()?.terminal().unwrap_or(false);
     let foreground_console = !detach && terminal && options.console_socket.is_none();
     let (console, ours) = if foreground_console {
         let (theirs, ours) = console_pair()?;
@@ -43,8 +42,7 @@ pub fn run(
     } else {
         Some(signals::all_as_descriptor().doing(|| "watch signals".into())?)
     };
-    let created = create_with(context, id, options, console, None)
-        .inspect_err(|error| cause::record(error, Operation::Create, id, &options.bundle))?;
+    let created = create_with(context, id, options, bundle, console, None).inspect_err(record)?;
     let started = start::start(context, id).and_then(|()| {
         let proxy = ours.as_ref().map(Proxy::take).transpose()?;
         match &caught {

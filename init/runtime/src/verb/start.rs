@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
@@ -14,7 +14,6 @@ use crate::error::{Doing, Error, Result};
 use crate::hooks::{HookStage, run_hooks};
 use crate::link::{EXECUTE, explain, wait_readable};
 use crate::state::{Container, Status};
-use crate::sys::clone;
 
 /// How long execve may take: it can wait for a file system, or for a fork bomb's lock.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -25,16 +24,23 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// [`Error::Status`] when it is not `created`; the reason when `execve` fails.
 pub fn start(context: &Context, id: &ContainerId) -> Result<()> {
     let container = context.container(id)?;
-    let status = container.status();
-    if status != Status::Created {
-        return Err(Error::Status {
-            operation: "start",
-            status: status.name(),
-        });
+    let refused = |status: Status| Error::Status {
+        operation: "start",
+        status: status.name(),
+    };
+    let (pid, pidfd) = match container.open_init() {
+        // Without a process: it is being created, or has ended.
+        Err(Error::NotRunning) => return Err(refused(container.status())),
+        other => other?,
+    };
+    match container.status_alive() {
+        Status::Created => {}
+        status @ (Status::Creating | Status::Running | Status::Paused | Status::Stopped) => {
+            return Err(refused(status));
+        }
     }
-    let pid = container.live_init()?;
     start_container_hooks(context, &container)?;
-    open_gate(&container, pid)?;
+    open_gate(&container, pid, pidfd.as_fd())?;
     let hooked = poststart_hooks(context, &container);
     if hooked.is_err() {
         // As runc: a container whose poststart hook failed is not what was asked for.
@@ -79,8 +85,7 @@ fn start_container_hooks(context: &Context, container: &Container) -> Result<()>
     super::exec::run_start_container_hooks(context, container, list, &state)
 }
 
-fn open_gate(container: &Container, pid: i32) -> Result<()> {
-    let pidfd = clone::open_pidfd(pid).doing(|| format!("open a pidfd of process {pid}"))?;
+fn open_gate(container: &Container, pid: i32, pidfd: BorrowedFd<'_>) -> Result<()> {
     let path = container.dir.start_fifo();
     let mut gate = open_fifo(&path, true).map_err(|source| match source.raw_os_error() {
         // No reader: init is past the gate, or gone.
@@ -107,7 +112,7 @@ fn open_gate(container: &Container, pid: i32) -> Result<()> {
     let deadline = Deadline::named("start", LIMIT, "start: waiting for execve");
     let mut frame = [0; MAX_FRAME];
     loop {
-        wait_readable(&[result.as_fd(), pidfd.as_fd()], &deadline, pid)?;
+        wait_readable(&[result.as_fd(), pidfd], &deadline, pid)?;
         match result.read(&mut frame) {
             // Closed by execve, or by the end of a program that was very short.
             Ok(0) => break,
