@@ -19,6 +19,7 @@ on_runtimes! {
     cgroups_made_by_the_container_are_removed_too: holdfast runc;
     a_limit_that_is_no_good_is_named: holdfast runc;
     a_failed_create_leaves_no_cgroup: holdfast runc crun;
+    parents_of_somebody_else_stay_as_they_are: holdfast runc;
     delete_by_force_ends_every_process_of_the_cgroup: holdfast runc crun;
     exec_into_a_container_that_divided_its_cgroup: holdfast runc crun;
     a_user_namespace_owns_its_cgroup_when_it_can_write_it: holdfast runc;
@@ -269,5 +270,74 @@ fn a_user_namespace_owns_its_cgroup_when_it_can_write_it(scratch: &Scratch) {
                 .ok();
         }
         scratch.end(&bundle);
+/// As the kubelet's slices: limits of the parent are not touched, and it is there afterwards. On v2
+/// the controllers that the container needs may be handed down, no others.
+fn parents_of_somebody_else_stay_as_they_are(scratch: &Scratch) {
+    const KEPT: &[&str] = &[
+        "cpu.max",
+        "cpu.shares",
+        "cpu.weight",
+        "cpuset.cpus",
+        "cpuset.mems",
+        "devices.list",
+        "freezer.state",
+        "memory.limit_in_bytes",
+        "memory.max",
+        "memory.swappiness",
+        "notify_on_release",
+        "pids.max",
+    ];
+    let parent = format!("{}/kubepods/pod", scratch.cgroup);
+    let folders: Vec<_> = holdfast_integration::leaks::hierarchies()
+        .into_iter()
+        .map(|hierarchy| {
+            let folder = hierarchy.join(&parent);
+            std::fs::create_dir_all(&folder).unwrap();
+            // v1: a new cpuset is empty, and takes nobody.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let mut path = hierarchy.clone();
+                for part in parent.split('/') {
+                    let value = std::fs::read(path.join(file)).unwrap_or_default();
+                    path.push(part);
+                    let _ = std::fs::write(path.join(file), value);
+                }
+            }
+            folder
+        })
+        .collect();
+    let _ = std::fs::write(folders[0].join("pids.max"), "77");
+    let seen = || -> Vec<(std::path::PathBuf, String)> {
+        folders
+            .iter()
+            .flat_map(|folder| KEPT.iter().map(|file| folder.join(file)))
+            .filter_map(|file| Some((file.clone(), std::fs::read_to_string(file).ok()?)))
+            .collect()
+    };
+    let before = seen();
+    assert!(!before.is_empty());
+    let bundle = scratch.bundle("box").args(&["sleep", "600"]).with(|spec| {
+        spec["linux"]["cgroupsPath"] = serde_json::json!(format!("/{parent}/box"));
+        spec["linux"]["resources"]["pids"] = serde_json::json!({"limit": 30});
+    });
+    scratch.start(&bundle);
+    assert_eq!(seen(), before, "while it runs");
+    for folder in folders
+        .iter()
+        .filter(|_| scratch.runtime.kind == Kind::Holdfast)
+    {
+        let handed = std::fs::read_to_string(folder.join("cgroup.subtree_control"));
+        for controller in handed.unwrap_or_default().split_whitespace() {
+            assert!(
+                ["pids", "cpu", "memory", "io"].contains(&controller),
+                "not asked for: {controller}"
+            );
+        }
+    }
+    scratch.end(&bundle);
+    assert_eq!(seen(), before, "afterwards");
+    for folder in folders.iter().rev() {
+        assert!(folder.is_dir(), "{} is gone", folder.display());
+        std::fs::remove_dir(folder).unwrap();
+        std::fs::remove_dir(folder.parent().unwrap()).unwrap();
     }
 }
