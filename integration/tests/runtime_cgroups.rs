@@ -270,6 +270,9 @@ fn a_user_namespace_owns_its_cgroup_when_it_can_write_it(scratch: &Scratch) {
                 .ok();
         }
         scratch.end(&bundle);
+    }
+}
+
 /// As the kubelet's slices: limits of the parent are not touched, and it is there afterwards. On v2
 /// the controllers that the container needs may be handed down, no others.
 fn parents_of_somebody_else_stay_as_they_are(scratch: &Scratch) {
