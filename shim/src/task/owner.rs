@@ -85,6 +85,8 @@ fn checkpoint_limit() -> Duration {
 }
 /// Bound of freezing and thawing.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+/// Bound of the runtime's `update`: systemd may take its 20 s, and the kernel its time to reclaim.
+const UPDATE_LIMIT: Duration = Duration::from_secs(60);
 /// Bound of signalling a whole cgroup.
 const KILL_ALL_LIMIT: Duration = Duration::from_secs(5);
 /// An end this long after an OOM kill is not its consequence: the kill took another process.

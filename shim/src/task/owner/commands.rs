@@ -443,6 +443,10 @@ impl Owner {
             reply.send(Err(refusal.into()));
             return;
         }
+        if self.options.systemd_cgroup {
+            self.update_by_runtime(resources, reply);
+            return;
+        }
         let resources: oci_spec::runtime::LinuxResources = match serde_json::from_slice(&resources)
         {
             Ok(resources) => resources,
@@ -465,6 +469,31 @@ impl Owner {
                 work.await
                     .unwrap_or_else(|panic| Err(Fault::unknown(panic.to_string()))),
             )
+        });
+    }
+
+    /// With the systemd driver systemd has to be told, too: what only the cgroup knows is gone with
+    /// the next `systemctl daemon-reload`. The runtime does both.
+    fn update_by_runtime(&mut self, resources: Vec<u8>, reply: Reply<()>) {
+        self.underway = Some(Underway::Update(reply));
+        let (runtime, reaper) = (self.runtime.clone(), Arc::clone(&self.shim.reaper));
+        let path = self.bundle.join("resources.json");
+        self.later(async move {
+            let file = path.clone();
+            let written =
+                tokio::task::spawn_blocking(move || std::fs::write(file, resources)).await;
+            let result = match written {
+                Ok(Ok(())) => {
+                    let call = Call::new("update", UPDATE_LIMIT)
+                        .arg("--resources")
+                        .arg(path);
+                    let ran = runtime.run(&reaper, call).await;
+                    ran.map_err(|error| error.fault("OCI runtime update failed"))
+                }
+                Ok(Err(error)) => Err(Fault::unknown(format!("write {}: {error}", path.display()))),
+                Err(panic) => Err(Fault::unknown(panic.to_string())),
+            };
+            Event::UpdateDone(result)
         });
     }
 
