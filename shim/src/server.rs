@@ -169,8 +169,12 @@ async fn serve_containers(
     let Begun {
         inherited,
         before,
+        alone,
         probe,
     } = begun;
+    if let Some(error) = alone {
+        log::error!("a fault of this shim would be its end: it cannot prepare for it: {error}");
+    }
     let mut closing = false;
     if let Some(mut inherited) = inherited {
         let _step = resume::step();

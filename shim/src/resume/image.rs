@@ -111,6 +111,8 @@ pub(crate) struct Begun {
     pub(crate) inherited: Option<Inherited>,
     /// How that one ended.
     pub(crate) before: Option<Before>,
+    /// Why there will be no next image.
+    pub(crate) alone: Option<io::Error>,
     /// Asks for a sign of life; see [`answer_watchdog`].
     pub(crate) probe: Option<OwnedFd>,
 }
@@ -124,6 +126,7 @@ pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
     let mut begun = Begun {
         inherited: None,
         before: None,
+        alone: None,
         probe: None,
     };
     let mut lives = Lives {
@@ -185,9 +188,8 @@ pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
     match slate.and_then(|slate| prepare(slate, &lives)) {
         Ok(probe) => begun.probe = Some(probe),
         Err(error) if begun.inherited.is_some() => return Err(error),
-        Err(error) => {
-            log::error!("a fault of this shim would be its end: it cannot prepare for it: {error}");
-        }
+        // Said when there is a log.
+        Err(error) => begun.alone = Some(error),
     }
     let _ = LIVES.set(lives);
     Ok(begun)
