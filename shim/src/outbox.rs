@@ -64,6 +64,9 @@ pub(crate) fn take_in(
     container: &ContainerId,
     number: u64,
 ) -> Result<(), String> {
+    if journal.waiting() == 0 {
+        return Ok(());
+    }
     let path = file(folder, container, number);
     let mut tries = 0;
     loop {
