@@ -305,6 +305,12 @@ fn parents_of_somebody_else_stay_as_they_are(scratch: &Scratch) {
                     let _ = std::fs::write(path.join(file), value);
                 }
             }
+            // v2: limits are there for controllers that were handed down.
+            let mut path = hierarchy.clone();
+            for part in parent.split('/') {
+                let _ = std::fs::write(path.join("cgroup.subtree_control"), "+pids");
+                path.push(part);
+            }
             folder
         })
         .collect();
