@@ -663,12 +663,21 @@ pub(crate) fn set_attribute(path: &CStr, name: &CStr, value: &[u8]) -> Call<()> 
     .map(drop)
 }
 
-/// `keyctl(KEYCTL_JOIN_SESSION_KEYRING, name)`.
+/// `keyctl(KEYCTL_JOIN_SESSION_KEYRING, name)`, then `KEYCTL_SETPERM`: the kernel finds a keyring
+/// by name only for those who may search it, and a new one lets only its possessor. Without that an
+/// exec would get a keyring of its own that has the same name.
 pub(crate) fn join_keyring(name: &CStr) -> Call<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;
-    call(
+    const KEYCTL_SETPERM: usize = 5;
+    /// As the kernel makes it (possessor: all; user: view, read, link), and user: search.
+    const PERMISSIONS: usize = 0x3f1b_0000;
+    let serial = call(
         k::__NR_keyctl,
         [KEYCTL_JOIN_SESSION_KEYRING, text(name), 0, 0, 0, 0],
+    )?;
+    call(
+        k::__NR_keyctl,
+        [KEYCTL_SETPERM, serial, PERMISSIONS, 0, 0, 0],
     )
     .map(drop)
 }
