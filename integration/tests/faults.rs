@@ -205,7 +205,10 @@ fn a_panic_in_any_step_of_a_container_is_made_good(containerd: &Containerd) {
         for when in ["before", "after"] {
             let at = format!("owner/{step}/{when}");
             if at == UNANSWERED {
-                skip(&at, "the open Delete is then answered with NOT_FOUND (shim/docs/0006)");
+                skip(
+                    &at,
+                    "the open Delete is then answered with NOT_FOUND (shim/docs/0006)",
+                );
                 continue;
             }
             thread::sleep(SPACING);
