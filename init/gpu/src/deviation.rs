@@ -210,6 +210,36 @@ pub static LINKED_FOLDER: Deviation = Deviation {
     switch: Switch::Never("nothing that worked changes"),
 };
 
+/// Characters that are none in config.json.
+pub static LONE_SURROGATES: Deviation = Deviation {
+    name: "lone-surrogates",
+    places: &[Place::Runtime],
+    original: "Half a surrogate pair in a string of config.json (`\\ud800`) becomes U+FFFD.",
+    ours: "config.json is refused as bad JSON.",
+    why: "A value that nobody wrote would go into the container.",
+    switch: Switch::Never("no writer of config.json makes it"),
+};
+
+/// Sections of other platforms.
+pub static OTHER_PLATFORMS: Deviation = Deviation {
+    name: "other-platforms",
+    places: &[Place::Runtime],
+    original: "The section `vm` of config.json is decoded strictly, and written again without what is empty.",
+    ours: "It is taken as it is.",
+    why: "It says nothing of a container on Linux.",
+    switch: Switch::Never("nothing that worked changes"),
+};
+
+/// A driver root with a slash at its end.
+pub static ROOT_SLASH: Deviation = Deviation {
+    name: "root-slash",
+    places: &[Place::Runtime, Place::Stage],
+    original: "With `nvidia-container-cli.root` ending in `/`, a path of the driver's comes out broken.",
+    ours: "The slash at the end means nothing.",
+    why: "It names the same folder.",
+    switch: Switch::Never("nothing that worked changes"),
+};
+
 /// The grammar of `config.toml`.
 pub static TOML: Deviation = Deviation {
     name: "toml",
@@ -239,6 +269,9 @@ pub static TABLE: &[&Deviation] = &[
     &ATOMIC_REWRITE,
     &EMPTY_PREFIX,
     &LINKED_FOLDER,
+    &LONE_SURROGATES,
+    &OTHER_PLATFORMS,
+    &ROOT_SLASH,
 ];
 
 /// Whether `as-original` may hold this word.
@@ -298,6 +331,11 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn half_a_surrogate_pair_is_bad_json() {
+        assert!(serde_json::from_str::<serde_json::Value>(r#"{"hostname":"\ud800"}"#).is_err());
+    }
 
     #[test]
     fn the_page_is_the_table() {
