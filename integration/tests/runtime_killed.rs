@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use holdfast_integration::bundle::Bundle;
@@ -57,7 +58,22 @@ fn sweep(
 /// `delete --force` succeeds, and nothing is left; processes are given a moment for their end.
 #[track_caller]
 fn clean_up(scratch: &Scratch, bundle: &Bundle, number: usize) {
-    let deleted = scratch.call(&["delete", "--force", &bundle.id]);
+    // The init of a pid namespace does not end before what died in it has been reaped, and that is
+    // ours to do: also a hook whose parent has been killed.
+    let done = AtomicBool::new(false);
+    let deleted = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Bounded, so that a delete that is too late can be told.
+            let until = Instant::now() + 2 * LIMIT;
+            while !done.load(Ordering::Relaxed) && Instant::now() < until {
+                reap_contained();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let deleted = scratch.call(&["delete", "--force", &bundle.id]);
+        done.store(true, Ordering::Relaxed);
+        deleted
+    });
     assert!(deleted.status.success(), "killed at {number}: {deleted}");
     let until = Instant::now() + GONE;
     loop {
