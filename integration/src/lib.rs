@@ -17,6 +17,7 @@ pub mod containerd;
 pub mod ctr;
 pub mod deadline;
 pub mod driver;
+pub mod engine;
 pub mod events;
 pub mod fault;
 pub mod image;

@@ -2,6 +2,7 @@
 //! the runtime. `HOLDFAST_TEST_PEER=runc` makes it drive runc, to show that a check is right.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -10,16 +11,17 @@ use std::time::Duration;
 
 use holdfast_integration::checks::{self, Check};
 use holdfast_integration::containerd::peer;
-use holdfast_integration::deadline::{self, Finished};
-use holdfast_integration::pty::Terminal;
+use holdfast_integration::deadline;
+use holdfast_integration::engine::{
+    self, Engine, LIMIT, exec_with_a_terminal, namespaces_of_the_host, output_and_exit_code, pause,
+    programs_that_cannot_be_run, run_with_a_terminal, standard_input, stop_kill_start_rm,
+    volumes_propagate_as_asked,
+};
 use holdfast_integration::scratch::text;
 use holdfast_integration::{image, leaks, place, skip};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-
-/// How long one call of docker may take on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(60);
 
 const CHECKS: &[Check<Docker>] = holdfast_integration::checks![
     output_and_exit_code,
@@ -138,87 +140,10 @@ impl Docker {
         Some(docker)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
     fn log(&self) -> String {
         let log = fs::read_to_string(self.path("dockerd.log")).unwrap_or_default();
         let telling = |line: &&str| !line.contains("level=info") && !line.contains("level=debug");
         log.lines().filter(telling).collect::<Vec<_>>().join("\n")
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.client);
-        command.arg("-H");
-        command.arg(format!("unix://{}", text(&self.path("docker.sock"))));
-        command.args(args).env("HOME", self.folder.path());
-        command
-    }
-
-    #[track_caller]
-    fn call(&self, args: &[&str]) -> Finished {
-        deadline::run(&mut self.command(args), LIMIT)
-    }
-
-    fn run_words<'a>(flags: &[&'a str], args: &[&'a str]) -> Vec<&'a str> {
-        let runtime = if peer() { "runc" } else { "holdfast" };
-        let mut words = vec!["run", "--runtime", runtime, "--network", "none"];
-        words.extend(flags);
-        words.push("busybox");
-        words.extend(args);
-        words
-    }
-
-    /// `docker run`.
-    #[track_caller]
-    fn run(&self, flags: &[&str], args: &[&str]) -> Finished {
-        self.call(&Self::run_words(flags, args))
-    }
-
-    /// `docker run --rm` of a shell script; its output.
-    #[track_caller]
-    fn says(&self, flags: &[&str], script: &str) -> String {
-        let flags: Vec<&str> = ["--rm"].iter().chain(flags).copied().collect();
-        self.run(&flags, &["sh", "-c", script]).ok().to_owned()
-    }
-
-    /// A container that runs until it is ended; its id.
-    #[track_caller]
-    fn background(&self, name: &str, flags: &[&str]) -> String {
-        let flags: Vec<&str> = ["-d", "--name", name]
-            .iter()
-            .chain(flags)
-            .copied()
-            .collect();
-        let ran = self.run(&flags, &["sh", "-c", WAITS]);
-        ran.ok().trim().to_owned()
-    }
-
-    #[track_caller]
-    fn inspect(&self, name: &str, what: &str) -> String {
-        let format = format!("{{{{{what}}}}}");
-        let said = self.call(&["inspect", "-f", &format, name]);
-        said.ok().trim().to_owned()
-    }
-
-    #[track_caller]
-    fn remove(&self, name: &str) {
-        self.call(&["rm", "-f", name]).ok();
-    }
-
-    /// A file of a container's cgroup: v1's name and v2's.
-    #[track_caller]
-    fn limit(&self, id: &str, v1: (&str, &str), v2: &str) -> String {
-        let root = Path::new("/sys/fs/cgroup");
-        let own = Path::new(&self.cgroup).join(id);
-        let path = if root.join(v1.0).is_dir() {
-            root.join(v1.0).join(own).join(v1.1)
-        } else {
-            root.join(own).join(v2)
-        };
-        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        text.trim().to_owned()
     }
 
     fn assert_nothing_left(&self) {
@@ -235,25 +160,36 @@ impl Docker {
     }
 }
 
-/// A container's program that TERM ends, with 0.
-const WAITS: &str = "trap 'exit 0' TERM; while :; do sleep 600 & wait $!; done";
-
-impl checks::Engine for Docker {
+impl Engine for Docker {
     fn path(&self, name: &str) -> PathBuf {
-        self.path(name)
+        self.folder.path().join(name)
     }
 
-    fn call(&self, args: &[&str]) -> Finished {
-        self.call(args)
+    fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(&self.client);
+        command.arg("-H");
+        command.arg(format!("unix://{}", text(&self.path("docker.sock"))));
+        command.args(args).env("HOME", self.folder.path());
+        command
     }
 
-    fn background(&self, name: &str, flags: &[&str]) {
-        let _ = self.background(name, flags);
+    fn run_words(&self, flags: &[&str], args: &[&str]) -> Vec<String> {
+        let runtime = if peer() { "runc" } else { "holdfast" };
+        let words = ["run", "--runtime", runtime, "--network", "none"];
+        let words = [&words[..], flags, &["busybox"], args].concat();
+        words.into_iter().map(str::to_owned).collect()
     }
 
     fn remove(&self, name: &str) {
-        self.remove(name);
+        self.call(&["rm", "-f", name]).ok();
     }
+
+    fn cgroup_of(&self, name: &str) -> PathBuf {
+        Path::new(&self.cgroup).join(self.inspect(name, ".Id"))
+    }
+
+    /// It has waited for that itself.
+    fn await_ended(&self, _name: &str) {}
 }
 
 impl Drop for Docker {
@@ -279,32 +215,9 @@ impl Drop for Docker {
     }
 }
 
-fn output_and_exit_code(docker: &Docker) {
-    let ran = docker.run(&["--rm"], &["sh", "-c", "echo out; echo err >&2; exit 7"]);
-    assert_eq!(ran.code(), 7, "{ran}");
-    assert_eq!(ran.stdout, "out\n", "{ran}");
-    assert_eq!(ran.stderr, "err\n", "{ran}");
-}
-
-/// docker makes 127 and 126 out of the runtime's words.
-fn programs_that_cannot_be_run(docker: &Docker) {
-    let missing = docker.run(&["--rm"], &["nosuchprogram"]);
-    assert_eq!(missing.code(), 127, "{missing}");
-    let words = "exec: \"nosuchprogram\": executable file not found in $PATH";
-    assert!(missing.stderr.contains(words), "{missing}");
-    let data = docker.run(&["--rm"], &["/etc/passwd"]);
-    assert_eq!(data.code(), 126, "{data}");
-    assert!(data.stderr.contains("permission denied"), "{data}");
-}
-
 fn exec(docker: &Docker) {
     docker.background("exec", &[]);
-    let ran = docker.call(&["exec", "exec", "sh", "-c", "echo out; exit 3"]);
-    assert_eq!((ran.code(), &ran.stdout[..]), (3, "out\n"), "{ran}");
-    let script = "id -u; id -g; echo $A; pwd";
-    let with = ["exec", "-u", "5:6", "-e", "A=b", "-w", "/tmp", "exec"];
-    let ran = docker.call(&[&with[..], &["sh", "-c", script]].concat());
-    assert_eq!(ran.ok(), "5\n6\nb\n/tmp\n");
+    engine::execs_in(docker, "exec");
     let missing = docker.call(&["exec", "exec", "nosuchprogram"]);
     assert!(missing.code() == 126 || missing.code() == 127, "{missing}");
     let told = format!("{}{}", missing.stdout, missing.stderr);
@@ -312,79 +225,7 @@ fn exec(docker: &Docker) {
         told.contains("executable file not found in $PATH"),
         "{missing}"
     );
-    docker
-        .call(&["exec", "-d", "exec", "touch", "/detached"])
-        .ok();
-    deadline::eventually("the detached exec ran", LIMIT, || {
-        let test = docker.call(&["exec", "exec", "test", "-e", "/detached"]);
-        test.status.success().then_some(())
-    });
     docker.remove("exec");
-}
-
-/// Runs docker on a terminal; what it showed, and its exit code.
-fn on_terminal(docker: &Docker, words: &[&str], typed: &str) -> (String, i32) {
-    let (mut ours, theirs) = Terminal::pair();
-    let mut command = docker.command(words);
-    let mut child = command
-        .stdin(Stdio::from(theirs.try_clone().unwrap()))
-        .stdout(Stdio::from(theirs.try_clone().unwrap()))
-        .stderr(Stdio::from(theirs))
-        .spawn()
-        .unwrap();
-    drop(command);
-    let mut shown = ours.expect("ready", LIMIT);
-    ours.type_in(typed);
-    shown.push_str(&ours.rest(LIMIT));
-    let status = deadline::wait(&mut child, LIMIT).expect("docker ends");
-    (shown, status.code().unwrap())
-}
-
-fn exec_with_a_terminal(docker: &Docker) {
-    docker.background("tty", &[]);
-    let script = "tty; echo ready; read line; echo got $line; exit 5";
-    let words = ["exec", "-it", "tty", "sh", "-c", script];
-    let (shown, code) = on_terminal(docker, &words, "hello\n");
-    assert!(shown.contains("/dev/pts/"), "{shown}");
-    assert!(shown.contains("got hello"), "{shown}");
-    assert_eq!(code, 5, "{shown}");
-    docker.remove("tty");
-}
-
-fn run_with_a_terminal(docker: &Docker) {
-    let script = "tty; ls -l /dev/console; echo ready; read line; echo got $line; exit 6";
-    let words = Docker::run_words(&["--rm", "-it"], &["sh", "-c", script]);
-    let (shown, code) = on_terminal(docker, &words, "hello\n");
-    assert!(shown.contains("/dev/pts/0"), "{shown}");
-    assert!(shown.contains("got hello"), "{shown}");
-    assert_eq!(code, 6, "{shown}");
-}
-
-fn standard_input(docker: &Docker) {
-    let file = docker.path("stdin");
-    // More than a pipe holds.
-    let much = "0123456789abcdef\n".repeat(20_000);
-    fs::write(&file, &much).unwrap();
-    let mut command = docker.command(&Docker::run_words(&["--rm", "-i"], &["cat"]));
-    let input = Stdio::from(File::open(&file).unwrap());
-    let ran = deadline::run_with_stdin(&mut command, input, LIMIT);
-    assert!(ran.ok() == much, "{} of {}", ran.stdout.len(), much.len());
-}
-
-fn stop_kill_start_rm(docker: &Docker) {
-    docker.background("ends", &[]);
-    docker.call(&["stop", "ends"]).ok();
-    assert_eq!(docker.inspect("ends", ".State.ExitCode"), "0");
-    docker.call(&["start", "ends"]).ok();
-    assert_eq!(docker.inspect("ends", ".State.Status"), "running");
-    docker.call(&["kill", "ends"]).ok();
-    let code = docker.call(&["wait", "ends"]);
-    assert_eq!(code.ok().trim(), "137");
-    docker.call(&["restart", "ends"]).ok();
-    docker.call(&["kill", "-s", "TERM", "ends"]).ok();
-    assert_eq!(docker.call(&["wait", "ends"]).ok().trim(), "0");
-    docker.call(&["rm", "ends"]).ok();
-    docker.call(&["inspect", "ends"]).failed();
 }
 
 fn top_and_stats(docker: &Docker) {
@@ -401,30 +242,10 @@ fn top_and_stats(docker: &Docker) {
 }
 
 fn update(docker: &Docker) {
-    let id = docker.background("update", &["-m", "128m", "--memory-swap", "128m"]);
-    let flags = ["--memory", "64m", "--memory-swap", "96m", "--cpus", "0.5"];
-    let more = ["--pids-limit", "44", "--cpuset-cpus", "0"];
-    docker
-        .call(&[&["update"], &flags[..], &more[..], &["update"]].concat())
-        .ok();
-    let memory = docker.limit(&id, ("memory", "memory.limit_in_bytes"), "memory.max");
-    assert_eq!(memory, (64 << 20).to_string());
-    assert_eq!(docker.limit(&id, ("pids", "pids.max"), "pids.max"), "44");
-    let quota = docker.limit(&id, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
-    assert_eq!(quota.split(' ').next(), Some("50000"));
+    engine::update_with(docker, &["--pids-limit", "44"]);
+    let pids = docker.limit("update", ("pids", "pids.max"), "pids.max");
+    assert_eq!(pids, "44");
     docker.remove("update");
-}
-
-fn pause(docker: &Docker) {
-    docker.background("pause", &[]);
-    docker.call(&["pause", "pause"]).ok();
-    assert_eq!(docker.inspect("pause", ".State.Status"), "paused");
-    docker.call(&["exec", "pause", "true"]).failed();
-    docker.call(&["unpause", "pause"]).ok();
-    docker.call(&["exec", "pause", "true"]).ok();
-    docker.call(&["pause", "pause"]).ok();
-    // Also a frozen one can be removed.
-    docker.remove("pause");
 }
 
 fn init(docker: &Docker) {
@@ -494,51 +315,13 @@ fn read_only(docker: &Docker) {
     assert!(said.contains(" 4 "), "{said}");
 }
 
-/// A mount made on either side after the start is seen on the other or not, as asked for.
-fn volumes_propagate_as_asked(docker: &Docker) {
-    checks::volumes_propagate_as_asked(docker);
-}
-
 fn checkpoint(docker: &Docker) {
     let words = &["checkpoint", "create", "point", "first"];
-    checks::a_checkpoint_that_cannot_be(docker, "docker::checkpoint", &words[..]);
-}
-
-fn namespaces_of_the_host(docker: &Docker) {
-    let flags = ["--pid", "host", "--ipc", "host", "--uts", "host"];
-    let said = docker.says(
-        &flags,
-        "cd /proc/self/ns; readlink pid; readlink ipc; readlink uts",
-    );
-    let own = ["pid", "ipc", "uts"].map(|name| {
-        let link = fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
-        text(&link)
-    });
-    assert_eq!(said.lines().collect::<Vec<_>>(), own);
-    let said = docker.says(&["--cgroupns", "private"], "cat /proc/self/cgroup");
-    assert!(said.lines().all(|line| line.ends_with(":/")), "{said}");
+    engine::a_checkpoint_that_cannot_be(docker, "docker::checkpoint", &words[..]);
 }
 
 fn limits_and_sysctls(docker: &Docker) {
-    let flags = [
-        "--ulimit",
-        "nofile=100:200",
-        "--sysctl",
-        "net.ipv4.ip_default_ttl=77",
-        "--shm-size",
-        "8m",
-        "--hostname",
-        "other",
-        "--oom-score-adj",
-        "500",
-        "--device",
-        "/dev/zero:/dev/other",
-    ];
-    let script = "ulimit -n; ulimit -Hn; cat /proc/sys/net/ipv4/ip_default_ttl; hostname; \
-                  cat /proc/self/oom_score_adj; head -c 3 /dev/other | wc -c; \
-                  df -m /dev/shm | tail -n 1 | awk '{print $2}'";
-    let said = docker.says(&flags, script);
-    assert_eq!(said, "100\n200\n77\nother\n500\n3\n8\n");
+    engine::limits_and_sysctls_with(docker, &[]);
 }
 
 fn out_of_memory(docker: &Docker) {
