@@ -34,6 +34,7 @@ pub mod shim;
 pub mod sysctl;
 pub mod tracing;
 pub mod user;
+pub mod vectors;
 
 /// Says on the terminal, past cargo's capturing of output, why a test is not run.
 pub fn skip(test: &str, why: &str) {

@@ -8,76 +8,20 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Stdio;
 
 use holdfast_integration::place;
+use holdfast_integration::vectors::{self, BASE_PATH, Case, Differences, all_agree, mode_of};
 use serde_json::Value;
 
 const CLI: &str = env!("CARGO_BIN_EXE_fake-nvidia-container-cli");
-
-/// What the original was started with.
-const BASE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The name, in `init/gpu/docs/deviations.md`, of what we refuse on purpose and the original did not.
 fn deviation(vector: &Value) -> Option<&'static str> {
     let mut argv = vector["expect"]["argv"].as_array().into_iter().flatten();
     argv.any(|word| word == "--pid=0").then_some("pid-zero")
-}
-
-/// The folder of a case, and what stands for its parts in the vectors.
-struct Case {
-    folder: tempfile::TempDir,
-    marks: Vec<(&'static str, String)>,
-}
-
-impl Case {
-    fn new() -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("holdfast-gpu-")
-            .tempdir()
-            .unwrap();
-        let tmp = folder.path().display().to_string();
-        // The longest first, so that a recorded path is read back as the same mark.
-        let marks = vec![
-            ("{{ROOTFS}}", format!("{tmp}/bundle/rootfs")),
-            ("{{BUNDLE}}", format!("{tmp}/bundle")),
-            ("{{CLI}}", format!("{tmp}/clibin/nvidia-container-cli")),
-            ("{{CLIDIR}}", format!("{tmp}/clibin")),
-            ("{{TMP}}", tmp),
-        ];
-        for dir in [
-            "bundle/rootfs",
-            "clibin",
-            "etc/nvidia-container-runtime",
-            "bin",
-        ] {
-            fs::create_dir_all(folder.path().join(dir)).unwrap();
-        }
-        Self { folder, marks }
-    }
-
-    fn fill(&self, text: &str) -> String {
-        self.marks
-            .iter()
-            .fold(text.to_owned(), |text, (mark, value)| {
-                text.replace(mark, value)
-            })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// A document of the vectors: an object, or the raw text of one.
-    fn document(&self, value: &Value) -> String {
-        match value {
-            Value::String(raw) => self.fill(raw),
-            other => self.fill(&other.to_string()),
-        }
-    }
 }
 
 /// What happened.
@@ -91,26 +35,18 @@ struct Outcome {
 }
 
 fn run(case: &Case, vector: &Value, as_original: Option<&str>) -> Outcome {
-    let config = case.path("etc/nvidia-container-runtime/config.toml");
-    if let Some(text) = vector["config_toml"].as_str() {
-        fs::write(&config, case.fill(text)).unwrap();
-    }
-    if !vector["spec"].is_null() {
-        fs::write(
-            case.path("bundle/config.json"),
-            case.document(&vector["spec"]),
-        )
-        .unwrap();
-    }
+    case.write_documents(vector);
     let cli = &vector["cli"];
     if cli["present"] == true {
-        let mode = cli["mode"]
-            .as_str()
-            .map_or(0o755, |mode| u32::from_str_radix(mode, 8).unwrap());
+        let mode = cli["mode"].as_str().map_or(0o755, mode_of);
         put_program(&case.path("clibin/nvidia-container-cli"), mode);
     }
     for file in vector["files"].as_array().into_iter().flatten() {
-        put_file(case, file);
+        if file["copy_cli"] == true {
+            put_program(&case.place_of(file), 0o755);
+        } else {
+            case.put_file(file);
+        }
     }
     let out = case.path("called.json");
     let mut set = vec![
@@ -125,7 +61,7 @@ fn run(case: &Case, vector: &Value, as_original: Option<&str>) -> Outcome {
         set.push(("FAKE_CLI_STDERR".to_owned(), text.to_owned()));
     }
     let mut args: Vec<String> = Vec::new();
-    let config_file = config.display().to_string();
+    let config_file = case.config().display().to_string();
     match vector["config_via"].as_str() {
         Some("env") => set.push(("NVIDIA_CTK_CONFIG_FILE_PATH".to_owned(), config_file)),
         Some("flag") => args.extend(["-config".to_owned(), config_file]),
@@ -147,19 +83,18 @@ fn run(case: &Case, vector: &Value, as_original: Option<&str>) -> Outcome {
     if let Some(names) = as_original {
         set.push(("HOLDFAST_GPU_AS_ORIGINAL".to_owned(), names.to_owned()));
     }
-    let words = vector["hook_args"].as_array().into_iter().flatten();
-    args.extend(words.map(|word| case.fill(word.as_str().unwrap())));
+    args.extend(case.fill_all(&vector["hook_args"]));
 
     let hook = case.path("bin/nvidia-container-runtime-hook");
     if !hook.exists() {
-        std::os::unix::fs::symlink(place::built("holdfast"), &hook).unwrap();
+        symlink(place::built("holdfast"), &hook).unwrap();
     }
-    let mut command = on_host(case, vector, &hook);
+    let mut command = case.on_host(vector, &hook);
     command
         .args(args)
         .env_clear()
         .envs(set)
-        .current_dir(case.fill(vector["cwd"].as_str().unwrap_or("{{BUNDLE}}")))
+        .current_dir(case.cwd(vector))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -204,98 +139,25 @@ fn put_program(path: &Path, mode: u32) {
         return;
     }
     if mode == 0o755 {
-        return std::os::unix::fs::symlink(CLI, path).unwrap();
+        return symlink(CLI, path).unwrap();
     }
     fs::write(path, "").unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-fn put_file(case: &Case, file: &Value) {
-    let path = PathBuf::from(case.fill(file["path"].as_str().unwrap()));
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    if let Some(target) = file["symlink"].as_str() {
-        return std::os::unix::fs::symlink(case.fill(target), &path).unwrap();
-    }
-    if file["copy_cli"] == true {
-        return put_program(&path, 0o755);
-    }
-    fs::write(
-        &path,
-        case.fill(file["content"].as_str().unwrap_or_default()),
-    )
-    .unwrap();
-    if let Some(mode) = file["mode"].as_str() {
-        let mode = u32::from_str_radix(mode, 8).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-    }
-}
-
-/// The hook on this host, or on one with the vector's files in `/etc`: a mount namespace with an overlay.
-fn on_host(case: &Case, vector: &Value, hook: &Path) -> Command {
-    let Some(files) = vector["host_files"].as_array() else {
-        return Command::new(hook);
-    };
-    for file in files {
-        let path = file["path"].as_str().unwrap();
-        let name = path
-            .strip_prefix("/etc/")
-            .expect("only files in /etc are laid over");
-        fs::create_dir_all(case.path("upper")).unwrap();
-        fs::create_dir_all(case.path("work")).unwrap();
-        fs::write(
-            case.path("upper").join(name),
-            file["content"].as_str().unwrap(),
-        )
-        .unwrap();
-    }
-    let tmp = case.path("").display().to_string();
-    let script = format!(
-        "/bin/mount -t overlay overlay -o lowerdir=/etc,upperdir={tmp}upper,workdir={tmp}work /etc && \
-         exec /usr/bin/env -u PWD -u OLDPWD \"$0\" \"$@\""
-    );
-    let mut command = Command::new("/usr/bin/unshare");
-    command
-        .args([
-            "--mount",
-            "--propagation",
-            "private",
-            "/bin/sh",
-            "-c",
-            &script,
-        ])
-        .arg(hook);
-    command
-}
-
 /// How an outcome differs from what the vector says; empty when it does not.
-fn compare(case: &Case, vector: &Value, outcome: &Outcome) -> Vec<String> {
+fn compare(case: &Case, vector: &Value, outcome: &Outcome) -> Differences {
     let expect = &vector["expect"];
-    let mut wrong = Vec::new();
-    let mut check = |what: &str, ours: String, theirs: String| {
-        if ours != theirs {
-            wrong.push(format!("{what}: {ours}\n  not {theirs}"));
-        }
-    };
+    let mut wrong = Differences::default();
     let code = expect["exit_code"]
         .as_i64()
         .map(|code| i32::try_from(code).unwrap());
-    check(
+    wrong.check(
         "exit code",
         format!("{:?}", outcome.code),
         format!("{code:?}"),
     );
-    check(
-        "called",
-        outcome.argv.is_some().to_string(),
-        expect["called"].to_string(),
-    );
-    let fill = |list: &Value| -> Vec<String> {
-        list.as_array()
-            .into_iter()
-            .flatten()
-            .map(|word| case.fill(word.as_str().unwrap()))
-            .collect()
-    };
+    wrong.check("called", outcome.argv.is_some(), &expect["called"]);
     let order = |mut argv: Vec<String>| {
         if expect.get("argv_order").is_some() {
             // The original takes these from a Go map.
@@ -309,94 +171,43 @@ fn compare(case: &Case, vector: &Value, outcome: &Outcome) -> Vec<String> {
         argv
     };
     let argv = order(outcome.argv.clone().unwrap_or_default());
-    check(
-        "argv",
-        argv.join("\n"),
-        order(fill(&expect["argv"])).join("\n"),
-    );
+    let theirs = order(case.fill_all(&expect["argv"]));
+    wrong.check("argv", argv.join("\n"), theirs.join("\n"));
     if expect["called"] == true {
-        let extra: BTreeSet<String> = fill(&expect["env_extra"]).into_iter().collect();
-        check(
+        let extra: BTreeSet<String> = case.fill_all(&expect["env_extra"]).into_iter().collect();
+        wrong.check(
             "environment",
             format!("{:?}", outcome.env),
             format!("{extra:?}"),
         );
     }
-    if let Some(lines) = expect["stdout"].as_array() {
-        let theirs: Vec<_> = lines.iter().filter_map(Value::as_str).collect();
-        check(
-            "stdout",
-            outcome.stdout.trim_end().to_owned(),
-            theirs.join("\n"),
-        );
-    }
+    wrong.check_stdout(&outcome.stdout, expect);
     if let Some(said) = vector["cli"]["stderr"]
         .as_str()
         .filter(|_| outcome.argv.is_some())
     {
-        check(
-            "the CLI's words survive",
-            outcome.stderr.contains(said).to_string(),
-            "true".to_owned(),
-        );
+        let survives = outcome.stderr.contains(said);
+        wrong.check("the CLI's words survive", survives, true);
     }
     if code != Some(0) {
-        check(
-            "a failure is explained",
-            (!outcome.stderr.trim().is_empty()).to_string(),
-            "true".to_owned(),
-        );
+        let explained = !outcome.stderr.trim().is_empty();
+        wrong.check("a failure is explained", explained, true);
     }
     wrong
 }
 
 fn vectors() -> Vec<Value> {
-    let path = std::env::var_os("HOLDFAST_GPU_HOOK_VECTORS").map_or_else(
-        || place::repository().join("integration/vectors/nvidia/hook.json"),
-        PathBuf::from,
-    );
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    let cases = vectors::load("hook.json", "HOLDFAST_GPU_HOOK_VECTORS");
+    cases.as_array().unwrap().clone()
 }
 
 #[test]
 fn the_hook_does_what_the_original_did() {
-    let vectors = vectors();
-    assert!(!vectors.is_empty());
-    let root = place::is_root();
-    let queue = Mutex::new(vectors.iter());
-    let failed = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                loop {
-                    let next = queue.lock().unwrap().next();
-                    let Some(vector) = next else { return };
-                    let name = vector["name"].as_str().unwrap();
-                    if let (Some(_), Err(why)) = (vector.get("host_files"), &root) {
-                        holdfast_integration::skip(name, why);
-                        continue;
-                    }
-                    let case = Case::new();
-
-                    let outcome = run(&case, vector, deviation(vector));
-                    let wrong = compare(&case, vector, &outcome);
-                    if !wrong.is_empty() {
-                        let text =
-                            format!("{name}: {}\n  stderr: {}", wrong.join("\n"), outcome.stderr);
-                        failed.lock().unwrap().push(text);
-                    }
-                }
-            });
-        }
+    all_agree(&vectors(), |vector| {
+        let case = Case::new();
+        let outcome = run(&case, vector, deviation(vector));
+        (compare(&case, vector, &outcome), outcome.stderr)
     });
-    let failed = failed.into_inner().unwrap();
-    assert!(
-        failed.is_empty(),
-        "{} of {} differ:\n{}",
-        failed.len(),
-        vectors.len(),
-        failed.join("\n")
-    );
 }
 
 #[test]
