@@ -4,16 +4,19 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message as _, MessageField};
 use containerd_shim_protos::shim::oci::CheckpointOptions;
-use holdfast_integration::lone::Lone;
+use holdfast_integration::lone::{Faulty, Lone};
 use holdfast_integration::runtime::{Kind, Runtime};
 use holdfast_integration::scratch::text;
-use holdfast_integration::shim::{Refused, runc_options};
+use holdfast_integration::shim::{Refused, Shim, runc_options};
 use holdfast_integration::skip;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// A shim whose runtime finds the double.
@@ -89,6 +92,18 @@ fn command_of(pid: u32) -> String {
     String::from_utf8_lossy(&bytes).replace('\0', " ")
 }
 
+/// The double lets it go on, and it becomes what it was.
+#[track_caller]
+fn assert_runs(pid: u32) {
+    for _ in 0..1500 {
+        if command_of(pid) == "/bin/sleep 600 " {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("process {pid} is {:?}", command_of(pid));
+}
+
 #[test]
 fn the_options_reach_criu() {
     let Some(pod) = Pod::new("the_options_reach_criu") else {
@@ -143,6 +158,37 @@ fn a_failed_checkpoint_leaves_the_container_and_names_the_log() {
     pod.lone.finish();
 }
 
+/// Holdfast, and a runtime that does not know the shim's barrier.
+fn runtimes(pod: &Pod) -> Vec<Option<Any>> {
+    let mut all = vec![None];
+    if let Ok(runc) = Runtime::find(Kind::Runc) {
+        let program = PathBuf::from(&runc.words()[0]);
+        all.push(Some(runc_options(&program, &pod.lone.path("state"))));
+    }
+    all
+}
+
+/// A crash of the shim, which goes on in its next image.
+fn crash(shim: &Shim) {
+    // Images that live for less than half a second are a loop of crashes, which is another test.
+    std::thread::sleep(Duration::from_millis(600));
+    let pid = Pid::from_raw(i32::try_from(shim.pid("")).unwrap());
+    let before = images_of(pid);
+    kill(pid, Signal::SIGSEGV).unwrap();
+    for _ in 0..1500 {
+        if images_of(pid) != before {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("the shim has not executed itself again");
+}
+
+/// Of an image of the shim: every execve(2) has its own random bytes, and moves the stack.
+fn images_of(pid: Pid) -> Vec<u8> {
+    fs::read(format!("/proc/{pid}/auxv")).unwrap_or_default()
+}
+
 #[test]
 fn a_restored_container_runs_from_start_on() {
     let Some(pod) = Pod::new("a_restored_container") else {
@@ -150,25 +196,33 @@ fn a_restored_container_runs_from_start_on() {
     };
     pod.dump();
     let shim = &pod.lone.shim;
-    let pid = pod.create_from_images(None).unwrap();
-    // Created: it stands still, as criu made it, and nothing can be executed in it.
-    assert_eq!(shim.state("box", "").unwrap().status.value(), 1);
-    assert!(command_of(pid).contains("swrk"), "{}", command_of(pid));
-    let refused = shim.exec("box", "exec", &["true"]).unwrap_err();
-    assert_eq!(
-        (refused.code, refused.message.as_str()),
-        (2, "cannot exec in a created state")
-    );
-    assert_eq!(shim.start("box", "").unwrap(), pid);
-    assert_eq!(shim.state("box", "").unwrap().status.value(), 2);
-    assert_eq!(shim.pids("box").unwrap(), [pid]);
-    assert_eq!(
-        pod.asked("restore")["request"]["opts"]["rst_sibling"],
-        json!(1)
-    );
-    shim.kill("box", "", 9).unwrap();
-    assert_eq!(shim.wait("box", "").unwrap(), 137);
-    assert_eq!(shim.delete("box", "").unwrap().exit_status, 137);
+    for options in runtimes(&pod) {
+        let _ = fs::remove_file(pod.criu.path().join("restore.json"));
+        assert_eq!(pod.create_from_images(options.as_ref()).unwrap(), 0);
+        // Created: there are images and no process, whatever the runtime.
+        let state = shim.state("box", "").unwrap();
+        assert_eq!((state.status.value(), state.pid), (1, 0));
+        assert_eq!(shim.pids("box").unwrap(), [] as [u32; 0]);
+        assert!(!pod.criu.path().join("restore.json").exists());
+        let refused = shim.exec("box", "exec", &["true"]).unwrap_err();
+        assert_eq!(
+            (refused.code, refused.message.as_str()),
+            (2, "cannot exec in a created state")
+        );
+        let pid = shim.start("box", "").unwrap();
+        let state = shim.state("box", "").unwrap();
+        assert_eq!((state.status.value(), state.pid), (2, pid));
+        assert_runs(pid);
+        assert_eq!(shim.pids("box").unwrap(), [pid]);
+        assert_eq!(
+            pod.asked("restore")["request"]["opts"]["rst_sibling"],
+            json!(1)
+        );
+        shim.kill("box", "", 9).unwrap();
+        assert_eq!(shim.wait("box", "").unwrap(), 137);
+        assert_eq!(shim.delete("box", "").unwrap().exit_status, 137);
+        pod.lone.assert_nothing_left("the restore");
+    }
     pod.lone.finish();
 }
 
@@ -179,42 +233,103 @@ fn a_restored_container_that_is_not_started_can_be_deleted() {
     };
     pod.dump();
     let shim = &pod.lone.shim;
-    let pid = pod.create_from_images(None).unwrap();
-    assert_eq!(shim.delete("box", "").unwrap().pid, pid);
-    assert_eq!(shim.state("box", "").unwrap_err().code, 5);
-    pod.lone.assert_nothing_left("the delete");
-    // Killed first, and so on.
+    for options in runtimes(&pod) {
+        pod.create_from_images(options.as_ref()).unwrap();
+        // There is nothing to kill, and clients take that for what they wanted.
+        assert_eq!(shim.kill("box", "", 9).unwrap_err().code, 5);
+        assert_eq!(shim.delete("box", "").unwrap().pid, 0);
+        assert_eq!(shim.state("box", "").unwrap_err().code, 5);
+        pod.lone.assert_nothing_left("the delete");
+        // And it can be restored again.
+        pod.create_from_images(options.as_ref()).unwrap();
+        shim.start("box", "").unwrap();
+        pod.lone.end("box");
+        pod.lone.assert_nothing_left("the end");
+    }
+    pod.lone.finish();
+}
+
+#[test]
+fn a_restored_container_outlives_crashes_of_the_shim() {
+    let Some(pod) = Pod::new("a_restored_container_outlives_crashes") else {
+        return;
+    };
+    pod.dump();
+    let shim = &pod.lone.shim;
+    for options in runtimes(&pod) {
+        pod.create_from_images(options.as_ref()).unwrap();
+        crash(shim);
+        assert_eq!(shim.state("box", "").unwrap().status.value(), 1);
+        let pid = shim.start("box", "").unwrap();
+        crash(shim);
+        assert_eq!(shim.state("box", "").unwrap().pid, pid);
+        assert_runs(pid);
+        pod.lone.end("box");
+        pod.lone.assert_nothing_left("the end");
+    }
+    // While criu is at work: the next image goes on with it.
+    fs::write(pod.criu.path().join("slow"), "").unwrap();
     pod.create_from_images(None).unwrap();
-    pod.lone.end("box");
-    pod.lone.assert_nothing_left("the end");
-    // And it can be restored yet again.
-    let pid = pod.create_from_images(None).unwrap();
-    assert_eq!(shim.start("box", "").unwrap(), pid);
+    let pid = std::thread::scope(|scope| {
+        let starting = scope.spawn(|| Shim::dial(&pod.lone.address).start("box", ""));
+        while !pod.criu.path().join("at-work").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        crash(shim);
+        fs::remove_file(pod.criu.path().join("slow")).unwrap();
+        starting.join().unwrap().unwrap()
+    });
+    assert_eq!(shim.state("box", "").unwrap().pid, pid);
+    assert_eq!(shim.pids("box").unwrap(), [pid]);
     pod.lone.end("box");
     pod.lone.finish();
 }
 
 #[test]
-fn a_restore_that_fails_says_why_and_leaves_nothing() {
+fn a_restore_that_fails_says_why_and_can_be_tried_again() {
     let Some(pod) = Pod::new("a_restore_that_fails") else {
         return;
     };
     pod.dump();
-    fs::write(pod.criu.path().join("fail"), "pid 1 is taken").unwrap();
-    let refused = pod.create_from_images(None).unwrap_err();
-    assert!(
-        refused.message.starts_with("OCI runtime restore failed: "),
-        "{refused:?}"
-    );
-    assert!(refused.message.contains("pid 1 is taken"), "{refused:?}");
-    assert_eq!(pod.lone.shim.state("box", "").unwrap_err().code, 5);
-    pod.lone.assert_nothing_left("the refusal");
-    // With a runtime that has no barrier it would run before Start.
-    if let Ok(runc) = Runtime::find(Kind::Runc) {
-        let program = PathBuf::from(&runc.words()[0]);
+    let shim = &pod.lone.shim;
+    for options in runtimes(&pod) {
+        pod.create_from_images(options.as_ref()).unwrap();
+        let fail = pod.criu.path().join("fail");
+        fs::write(&fail, "pid 1 is taken").unwrap();
+        let refused = shim.start("box", "").unwrap_err();
+        assert!(
+            refused.message.starts_with("OCI runtime restore failed: "),
+            "{refused:?}"
+        );
+        assert_eq!(refused.code, 2, "{refused:?}");
+        if options.is_none() {
+            assert!(refused.message.contains("pid 1 is taken"), "{refused:?}");
+        }
+        let state = shim.state("box", "").unwrap();
+        assert_eq!((state.status.value(), state.pid), (1, 0));
+        fs::remove_file(&fail).unwrap();
+        let pid = shim.start("box", "").unwrap();
+        assert_eq!(shim.pids("box").unwrap(), [pid]);
+        pod.lone.end("box");
+        // A delete after nothing but failures.
+        pod.create_from_images(options.as_ref()).unwrap();
+        fs::write(&fail, "pid 1 is taken").unwrap();
+        shim.start("box", "").unwrap_err();
+        fs::remove_file(&fail).unwrap();
+        shim.delete("box", "").unwrap();
+        pod.lone.assert_nothing_left("the refusal");
+    }
+    // A runtime without the verb: Start says so in its words.
+    if let Ok(crun) = Runtime::find(Kind::Crun) {
+        let program = Faulty::new(&pod.lone.path(""), &crun).program;
         let options = runc_options(&program, &pod.lone.path("state"));
-        let refused = pod.create_from_images(Some(&options)).unwrap_err();
-        assert_eq!(refused.code, 12, "{refused:?}");
+        pod.create_from_images(Some(&options)).unwrap();
+        let refused = shim.start("box", "").unwrap_err();
+        assert!(
+            refused.message.starts_with("OCI runtime restore failed: "),
+            "{refused:?}"
+        );
+        shim.delete("box", "").unwrap();
     }
     pod.lone.finish();
 }

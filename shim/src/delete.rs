@@ -76,7 +76,7 @@ fn history(entries: &[Entry]) -> History {
                 shim_start,
                 ..
             } => {
-                history.pid = Some(*pid);
+                history.pid = *pid;
                 history.shim = Some(*shim);
                 history.shim_start = *shim_start;
             }
@@ -365,7 +365,7 @@ mod tests {
         let mut journal = BundleJournal::create(dir.path());
         let at = Timestamp::new(5, 6);
         journal.append(&Entry::Created {
-            pid: 42,
+            pid: Some(42),
             shim: 41,
             shim_start: None,
             at,

@@ -143,12 +143,6 @@ impl Runtime {
         resume::remove(&format!("{key}#master"));
     }
 
-    /// Whether what it restores waits for the shim's word: with any other runtime it would run
-    /// before Start.
-    pub(crate) fn stands_still_after_restore(&self) -> bool {
-        self.flavour == Flavour::Holdfast
-    }
-
     fn command(&self, call: &mut Call, log: &Path) -> Command {
         let mut command = Command::new(&self.binary);
         command
@@ -295,7 +289,7 @@ impl Runtime {
         result
     }
 
-    /// Runs a verb that makes a process (`create`, `exec`). `register` is called with the
+    /// Runs a verb that makes a process (`create`, `exec`, `restore`). `register` is called with the
     /// process as soon as it is known, at the latest when the runtime has succeeded; with
     /// `holdfast` the process runs nothing before `register` is done.
     ///

@@ -223,7 +223,7 @@ impl TaskService {
             .into_iter()
             .filter_map(|pid| u32::try_from(pid).ok())
             .collect();
-        if pids.is_empty() {
+        if pids.is_empty() && view.init.process.is_some() {
             // containerd 2.1 takes a shim without pids for leaked when it comes back, and
             // deletes it with the exit it has not heard of. So a stopped container keeps the
             // pid it had until it is deleted.

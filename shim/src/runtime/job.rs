@@ -145,7 +145,7 @@ pub(super) fn now_ms() -> u64 {
 
 /// What a verb's name is in this program.
 pub(super) fn verb_of(text: &str) -> &'static str {
-    ["create", "start", "exec", "delete", "checkpoint"]
+    ["create", "start", "exec", "delete", "checkpoint", "restore"]
         .into_iter()
         .find(|verb| *verb == text)
         .unwrap_or("runtime")

@@ -31,7 +31,7 @@ fn a_journal_stays_short_and_keeps_what_counts() {
     let mut journal = BundleJournal::create(dir.path());
     let at = Timestamp::new(1, 2);
     let created = Entry::Created {
-        pid: 1,
+        pid: Some(1),
         shim: 2,
         shim_start: None,
         at,

@@ -30,10 +30,13 @@ pub(super) fn create_limit() -> Duration {
     limit_from_env("CREATE", Duration::from_secs(240))
 }
 
-/// Bound of the runtime's `restore`, from Create to the end of Start: in between it stands still.
+/// Bound of the runtime's `restore`: it reads all memory of the container.
 fn restore_limit() -> Duration {
     limit_from_env("RESTORE", Duration::from_secs(300))
 }
+
+/// What containerd's own shim says before the runtime's words.
+const RESTORE_FAILED: &str = "OCI runtime restore failed";
 
 /// Bound of the runtime's `exec`.
 pub(super) fn exec_limit() -> Duration {
@@ -59,8 +62,6 @@ pub(super) struct Launcher {
     pub(super) bundle: PathBuf,
     /// The options of Create.
     pub(super) options: Options,
-    /// Images of a checkpoint to be restored, instead of a create.
-    pub(super) checkpoint: Option<PathBuf>,
     /// The process' stdio as given.
     pub(super) paths: Arc<StdioPaths>,
     /// For whom loggers run.
@@ -133,11 +134,8 @@ impl Launcher {
     where
         F: Future<Output = bool>,
     {
-        let rootfs = self.bundle.join("rootfs");
         let mounted = !mounts.is_empty();
-        if mounted {
-            self.mount(mounts, &rootfs).await?;
-        }
+        self.create_rootfs(mounts).await?;
         let result = self.create_process(register).await;
         if result.is_err() {
             // The runtime undoes its own failure; this is for one that was killed or that
@@ -145,6 +143,17 @@ impl Launcher {
             self.undo(mounted).await;
         }
         result
+    }
+
+    /// The first step of a create, and all of it where a checkpoint is restored by Start.
+    ///
+    /// # Errors
+    /// What could not be mounted; the rest is undone.
+    pub(super) async fn create_rootfs(&self, mounts: Vec<Mount>) -> Result<(), Fault> {
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        self.mount(mounts, &self.bundle.join("rootfs")).await
     }
 
     /// Mounts everything, in order; undone when one fails.
@@ -174,27 +183,11 @@ impl Launcher {
     where
         F: Future<Output = bool>,
     {
-        let (verb, limit, what) = match &self.checkpoint {
-            None => ("create", create_limit(), "OCI runtime create failed"),
-            Some(_) if !self.runtime.stands_still_after_restore() => {
-                return Err(Fault::unimplemented(
-                    "restore needs a runtime that stops at the shim's barrier: holdfast",
-                ));
-            }
-            Some(_) => ("restore", restore_limit(), "OCI runtime restore failed"),
-        };
-        let mut call = Call::new(verb, limit).arg("--bundle").arg(&self.bundle);
-        if self.checkpoint.is_none() {
-            call = call.kept("create");
-        }
-        if let Some(images) = &self.checkpoint {
-            let work = match self.options.criu_work_path.as_str() {
-                "" => self.bundle.join("work"),
-                path => PathBuf::from(path),
-            };
-            call = call.arg("--image-path").arg(images);
-            call = call.arg("--work-path").arg(work).arg("--detach");
-        } else if self.options.no_new_keyring {
+        let mut call = Call::new("create", create_limit())
+            .kept("create")
+            .arg("--bundle")
+            .arg(&self.bundle);
+        if self.options.no_new_keyring {
             call = call.arg("--no-new-keyring");
         }
         if self.options.no_pivot_root {
@@ -204,8 +197,72 @@ impl Launcher {
         self.runtime
             .make(&self.reaper, call, &self.bundle.join("init.pid"), register)
             .await
-            .map_err(|error| error.fault(what))?;
+            .map_err(|error| error.fault("OCI runtime create failed"))?;
         self.attach(console, "create").await
+    }
+
+    /// Makes the processes that a checkpoint holds. They run from the moment that `register` has
+    /// answered; with a runtime that does not know the barrier, before.
+    ///
+    /// # Errors
+    /// The step that failed. It can be tried again, but for stdio, which has to be fresh then.
+    pub(super) async fn restore<F>(
+        &self,
+        images: &Path,
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), Fault>
+    where
+        F: Future<Output = bool>,
+    {
+        let result = async {
+            let work = match self.options.criu_work_path.as_str() {
+                "" => self.bundle.join("work"),
+                path => PathBuf::from(path),
+            };
+            let mut call = Call::new("restore", restore_limit())
+                .kept("restore")
+                .arg("--bundle")
+                .arg(&self.bundle)
+                .arg("--image-path")
+                .arg(images)
+                .arg("--work-path")
+                .arg(work)
+                .arg("--detach")
+                .arg("--no-subreaper");
+            if self.options.no_pivot_root {
+                call = call.arg("--no-pivot");
+            }
+            let (call, console) = self.connect(call).await?;
+            self.runtime
+                .make(&self.reaper, call, &self.bundle.join("init.pid"), register)
+                .await
+                .map_err(|error| error.fault(RESTORE_FAILED))?;
+            self.attach(console, "restore").await
+        }
+        .await;
+        if result.is_err() {
+            self.undo(false).await;
+        }
+        result
+    }
+
+    /// Goes on with a restore of the image before.
+    ///
+    /// # Errors
+    /// As [`Launcher::restore`].
+    pub(super) async fn restore_on<F>(
+        &self,
+        job: RestoredJob,
+        register: impl Fn(Child) -> F,
+    ) -> Result<(), Fault>
+    where
+        F: Future<Output = bool>,
+    {
+        let result = self.make_on(job, "restore", RESTORE_FAILED, register).await;
+        if result.is_err() {
+            self.undo(false).await;
+        }
+        result
     }
 
     /// Goes on with a create of the image before.
@@ -230,23 +287,8 @@ impl Launcher {
         result
     }
 
-    /// Undoes what a create has left that the image before had begun, and begins it again.
-    ///
-    /// # Errors
-    /// As [`Launcher::create`].
-    pub(super) async fn create_again<F>(
-        &self,
-        mounts: Vec<Mount>,
-        register: impl Fn(Child) -> F,
-    ) -> Result<(), Fault>
-    where
-        F: Future<Output = bool>,
-    {
-        self.undo(!mounts.is_empty()).await;
-        self.create(mounts, register).await
-    }
-
-    async fn undo(&self, mounted: bool) {
+    /// Undoes what a create or a restore has left.
+    pub(super) async fn undo(&self, mounted: bool) {
         let call = Call::new("delete", Duration::from_secs(30)).arg("--force");
         if let Err(error) = self.runtime.run(&self.reaper, call).await {
             log::debug!("undo create: {}", chain(&error));

@@ -32,8 +32,8 @@
 //! | Kill | signal | signal | signal (SIGKILL thaws; what cannot die is named, `FAILED_PRECONDITION`) | `NOT_FOUND` process already finished | `NOT_FOUND` cannot kill a deleted process |
 //! | Delete | kills, then deletes | cannot delete a running process | … paused process | deletes | `NOT_FOUND` cannot delete a deleted process |
 //!
-//! What is restored from a checkpoint is created, too: its processes stand still until Start, and
-//! until then nothing can be executed in it (docs/0011).
+//! What comes from a checkpoint is `Stored` instead of created, images without a process, and Start
+//! is `Restoring`, the runtime's `restore` (docs/0011).
 //!
 //! Order of every change: journal, view, event queue, reply.
 

@@ -100,10 +100,8 @@ type P = Arc<Process>;
 #[derive(Debug)]
 enum Event {
     InitRegistered(Child, oneshot::Sender<bool>),
-    InitEnded(Ended),
+    InitEnded(P, Ended),
     CreateDone(Result<(), Fault>),
-    /// Of a restored container that was, or is not to be, started.
-    RestoreDone(Result<(), Fault>),
     StartDone(Result<(), Fault>),
     PauseDone(Result<(), Fault>),
     ResumeDone(Result<(), Fault>),
@@ -126,10 +124,9 @@ impl Event {
     fn name(&self) -> &'static str {
         match self {
             Self::InitRegistered(..) => "init-registered",
-            Self::InitEnded(_) => "init-ended",
+            Self::InitEnded(..) => "init-ended",
             Self::CreateDone(_) => "create-done",
             Self::StartDone(_) => "start-done",
-            Self::RestoreDone(_) => "restore-done",
             Self::PauseDone(_) => "pause-done",
             Self::ResumeDone(_) => "resume-done",
             Self::UpdateDone(_) => "update-done",
@@ -239,10 +236,6 @@ pub(super) struct Owner {
     kept: u64,
     /// Images that it is restored from.
     checkpoint: Option<PathBuf>,
-    /// Lets a restored container run, which stands still until Start; dropped, it ends.
-    go: Option<oneshot::Sender<()>>,
-    /// What came of a restore that ended before Start.
-    restored: Option<Result<(), Fault>>,
 }
 
 impl Owner {
@@ -289,8 +282,6 @@ impl Owner {
             killing: Vec::new(),
             kept: 0,
             checkpoint,
-            go: None,
-            restored: None,
         }
     }
 
@@ -374,7 +365,6 @@ impl Owner {
             runtime: self.runtime.clone(),
             bundle: self.bundle.clone(),
             options: self.options.clone(),
-            checkpoint: None,
             paths: Arc::clone(&side.paths),
             io: Arc::clone(&side.io),
             context: LoggerContext {

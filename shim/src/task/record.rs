@@ -10,8 +10,8 @@ use crate::event::Encoded;
 pub(crate) enum Entry {
     /// The container exists.
     Created {
-        /// Init's pid.
-        pid: u32,
+        /// Init's pid; none while the container is a checkpoint's images.
+        pid: Option<u32>,
         /// The shim's pid.
         shim: u32,
         /// The shim's start time, so that its pid cannot be taken for another's.

@@ -25,6 +25,11 @@ pub(crate) enum Init<P> {
     Creating(Option<(P, Option<Ended>)>),
     /// Waits for Start.
     Created(P),
+    /// Created from a checkpoint: its processes are images until Start.
+    Stored,
+    /// The runtime's `restore` runs, which is the start of what was stored; the process may exist
+    /// already, and may have ended again.
+    Restoring(Option<(P, Option<Ended>)>),
     /// The runtime's `start` runs; an end seen meanwhile is kept until it has answered.
     Starting(P, Option<Ended>),
     /// Runs.
@@ -39,8 +44,8 @@ pub(crate) enum Init<P> {
     Ending(P, Ended),
     /// Ended, and told.
     Stopped(P, Ended),
-    /// Being deleted.
-    Deleting(P, Ended),
+    /// Being deleted; without a process where none was ever made of the images.
+    Deleting(Option<(P, Ended)>),
     /// Gone, or never came to be.
     Deleted,
 }
@@ -70,6 +75,10 @@ impl<P> Init<P> {
                 Init::Creating(made.as_ref().map(|(process, ended)| (f(process), *ended)))
             }
             Self::Created(process) => Init::Created(f(process)),
+            Self::Stored => Init::Stored,
+            Self::Restoring(made) => {
+                Init::Restoring(made.as_ref().map(|(process, ended)| (f(process), *ended)))
+            }
             Self::Starting(process, ended) => Init::Starting(f(process), *ended),
             Self::Running(process) => Init::Running(f(process)),
             Self::Pausing(process) => Init::Pausing(f(process)),
@@ -77,7 +86,11 @@ impl<P> Init<P> {
             Self::Resuming(process) => Init::Resuming(f(process)),
             Self::Ending(process, ended) => Init::Ending(f(process), *ended),
             Self::Stopped(process, ended) => Init::Stopped(f(process), *ended),
-            Self::Deleting(process, ended) => Init::Deleting(f(process), *ended),
+            Self::Deleting(remains) => Init::Deleting(
+                remains
+                    .as_ref()
+                    .map(|(process, ended)| (f(process), *ended)),
+            ),
             Self::Deleted => Init::Deleted,
         }
     }
@@ -85,7 +98,10 @@ impl<P> Init<P> {
     /// The process, while there is one.
     pub(crate) fn process(&self) -> Option<&P> {
         match self {
-            Self::Creating(made) => made.as_ref().map(|(process, _)| process),
+            Self::Creating(made) | Self::Restoring(made) => {
+                made.as_ref().map(|(process, _)| process)
+            }
+            Self::Deleting(remains) => remains.as_ref().map(|(process, _)| process),
             Self::Created(process)
             | Self::Starting(process, _)
             | Self::Running(process)
@@ -93,21 +109,22 @@ impl<P> Init<P> {
             | Self::Paused(process)
             | Self::Resuming(process)
             | Self::Ending(process, _)
-            | Self::Stopped(process, _)
-            | Self::Deleting(process, _) => Some(process),
-            Self::Deleted => None,
+            | Self::Stopped(process, _) => Some(process),
+            Self::Stored | Self::Deleted => None,
         }
     }
 
     /// Its end, told or not.
     pub(crate) fn ended(&self) -> Option<Ended> {
         match self {
-            Self::Creating(made) => made.as_ref().and_then(|(_, ended)| *ended),
-            Self::Starting(_, ended) => *ended,
-            Self::Ending(_, ended) | Self::Stopped(_, ended) | Self::Deleting(_, ended) => {
-                Some(*ended)
+            Self::Creating(made) | Self::Restoring(made) => {
+                made.as_ref().and_then(|(_, ended)| *ended)
             }
+            Self::Starting(_, ended) => *ended,
+            Self::Ending(_, ended) | Self::Stopped(_, ended) => Some(*ended),
+            Self::Deleting(remains) => remains.as_ref().map(|(_, ended)| *ended),
             Self::Created(_)
+            | Self::Stored
             | Self::Running(_)
             | Self::Pausing(_)
             | Self::Paused(_)
@@ -140,6 +157,10 @@ impl<P> Exec<P> {
 pub(crate) enum Told<P> {
     /// The container exists.
     Created(P),
+    /// The container exists as images.
+    Stored,
+    /// Init has been made of the images.
+    Restored(P),
     /// Init runs.
     Started(P),
     /// An exec process is known.
@@ -154,8 +175,8 @@ pub(crate) enum Told<P> {
     Paused,
     /// All processes run again.
     Resumed,
-    /// The container is gone.
-    Deleted(P, Ended),
+    /// The container is gone; without a process if it never had one.
+    Deleted(Option<(P, Ended)>),
 }
 
 /// Why an operation cannot be done in this state, in containerd's words.
@@ -241,8 +262,16 @@ impl<P: Clone> Container<P> {
 
     /// The runtime made the process; it is held until this has been recorded.
     pub(crate) fn init_registered(&mut self, process: P) {
-        if let Init::Creating(slot @ None) = &mut self.init {
+        if let Init::Creating(slot @ None) | Init::Restoring(slot @ None) = &mut self.init {
             *slot = Some((process, None));
+        }
+    }
+
+    /// All that a checkpoint's create does is done: the rest comes with Start.
+    pub(crate) fn stored(&mut self) {
+        if matches!(self.init, Init::Creating(None)) {
+            self.told.push(Told::Stored);
+            self.init = Init::Stored;
         }
     }
 
@@ -279,15 +308,18 @@ impl<P: Clone> Container<P> {
     ///
     /// # Errors
     /// [`Refusal`] by table b.1.
-    pub(crate) fn begin_start(&mut self) -> Result<P, Refusal> {
+    pub(crate) fn begin_start(&mut self) -> Result<(), Refusal> {
         match &self.init {
             Init::Created(process) => {
-                let process = process.clone();
                 self.init = Init::Starting(process.clone(), None);
-                Ok(process)
+                Ok(())
+            }
+            Init::Stored => {
+                self.init = Init::Restoring(None);
+                Ok(())
             }
             Init::Creating(_) => Err(Refusal::Busy("create")),
-            Init::Starting(..) | Init::Running(_) => {
+            Init::Starting(..) | Init::Restoring(_) | Init::Running(_) => {
                 Err(Refusal::State("cannot start a running process"))
             }
             Init::Pausing(_) | Init::Paused(_) | Init::Resuming(_) => {
@@ -296,27 +328,56 @@ impl<P: Clone> Container<P> {
             Init::Ending(..) | Init::Stopped(..) => {
                 Err(Refusal::State("cannot start a stopped process"))
             }
-            Init::Deleting(..) | Init::Deleted => {
+            Init::Deleting(_) | Init::Deleted => {
                 Err(Refusal::State("cannot start a deleted process"))
             }
         }
     }
 
-    /// The runtime's `start` answered. After a failure the container is created still, or
-    /// stopped if the attempt cost the process its life.
-    pub(crate) fn start_done(&mut self, success: bool) {
-        if let Init::Starting(process, ended) = &self.init {
-            let (process, ended) = (process.clone(), *ended);
-            self.init = if success {
-                self.told.push(Told::Started(process.clone()));
-                Init::Running(process)
-            } else {
-                Init::Created(process)
-            };
-            if let Some(ended) = ended {
-                self.init_ended(ended);
+    /// The runtime's `start`, or `restore`, answered. After a failure the container is created
+    /// still, or stopped if the attempt cost the process its life; of images there are still the
+    /// images.
+    ///
+    /// # Errors
+    /// Success without a process: the runtime is at fault.
+    pub(crate) fn start_done(&mut self, success: bool) -> Result<(), Refusal> {
+        let (process, ended) = match &self.init {
+            Init::Starting(process, ended) => (process.clone(), *ended),
+            Init::Restoring(Some((process, ended))) if success => {
+                self.told.push(Told::Restored(process.clone()));
+                (process.clone(), *ended)
             }
+            // What never ran needs no exit: nobody was told of it.
+            Init::Restoring(_) => {
+                self.init = Init::Stored;
+                return if success {
+                    Err(Refusal::State("the runtime made no process"))
+                } else {
+                    Ok(())
+                };
+            }
+            Init::Creating(_)
+            | Init::Created(_)
+            | Init::Stored
+            | Init::Running(_)
+            | Init::Pausing(_)
+            | Init::Paused(_)
+            | Init::Resuming(_)
+            | Init::Ending(..)
+            | Init::Stopped(..)
+            | Init::Deleting(_)
+            | Init::Deleted => return Ok(()),
+        };
+        self.init = if success {
+            self.told.push(Told::Started(process.clone()));
+            Init::Running(process)
+        } else {
+            Init::Created(process)
+        };
+        if let Some(ended) = ended {
+            self.init_ended(ended);
         }
+        Ok(())
     }
 
     // --- the end of init ---------------------------------------------------------------
@@ -324,7 +385,9 @@ impl<P: Clone> Container<P> {
     /// Init was reaped.
     pub(crate) fn init_ended(&mut self, ended: Ended) {
         match &mut self.init {
-            Init::Creating(Some((_, slot))) | Init::Starting(_, slot) => *slot = Some(ended),
+            Init::Creating(Some((_, slot)))
+            | Init::Restoring(Some((_, slot)))
+            | Init::Starting(_, slot) => *slot = Some(ended),
             Init::Created(process)
             | Init::Running(process)
             | Init::Pausing(process)
@@ -334,11 +397,14 @@ impl<P: Clone> Container<P> {
                 self.init = Init::Ending(process, ended);
                 self.tell_exit_if_last();
             }
-            // A process ends once; the reaper hands every end out once.
+            // A process ends once; the reaper hands every end out once. What a failed restore has
+            // made was told to nobody.
             Init::Creating(None)
+            | Init::Stored
+            | Init::Restoring(None)
             | Init::Ending(..)
             | Init::Stopped(..)
-            | Init::Deleting(..)
+            | Init::Deleting(_)
             | Init::Deleted => {}
         }
     }
@@ -380,16 +446,18 @@ impl<P: Clone> Container<P> {
                 self.init = Init::Pausing(process.clone());
                 Ok(())
             }
-            Init::Creating(_) | Init::Created(_) | Init::Starting(..) => {
-                Err(Refusal::State("cannot pause task in created state"))
-            }
+            Init::Creating(_)
+            | Init::Created(_)
+            | Init::Stored
+            | Init::Restoring(_)
+            | Init::Starting(..) => Err(Refusal::State("cannot pause task in created state")),
             Init::Pausing(_) | Init::Paused(_) | Init::Resuming(_) => {
                 Err(Refusal::State("cannot pause a paused container"))
             }
             Init::Ending(..) | Init::Stopped(..) => {
                 Err(Refusal::State("cannot pause a stopped container"))
             }
-            Init::Deleting(..) | Init::Deleted => {
+            Init::Deleting(_) | Init::Deleted => {
                 Err(Refusal::State("cannot pause a deleted process"))
             }
         }
@@ -425,7 +493,7 @@ impl<P: Clone> Container<P> {
                 self.init = Init::Resuming(process.clone());
                 Ok(())
             }
-            Init::Creating(_) | Init::Created(_) => {
+            Init::Creating(_) | Init::Created(_) | Init::Stored | Init::Restoring(_) => {
                 Err(Refusal::State("cannot resume task in created state"))
             }
             Init::Starting(..) | Init::Running(_) | Init::Pausing(_) | Init::Resuming(_) => {
@@ -434,7 +502,7 @@ impl<P: Clone> Container<P> {
             Init::Ending(..) | Init::Stopped(..) => {
                 Err(Refusal::State("cannot resume a stopped container"))
             }
-            Init::Deleting(..) | Init::Deleted => {
+            Init::Deleting(_) | Init::Deleted => {
                 Err(Refusal::State("cannot resume a deleted process"))
             }
         }
@@ -473,10 +541,13 @@ impl<P: Clone> Container<P> {
             | Init::Paused(_)
             | Init::Resuming(_) => Ok(()),
             Init::Creating(_) => Err(Refusal::Busy("create")),
+            Init::Stored | Init::Restoring(_) => Err(Refusal::State(
+                "cannot update a container that is to be restored by its start",
+            )),
             Init::Ending(..) | Init::Stopped(..) => {
                 Err(Refusal::State("cannot update a stopped container"))
             }
-            Init::Deleting(..) | Init::Deleted => {
+            Init::Deleting(_) | Init::Deleted => {
                 Err(Refusal::State("cannot update a deleted process"))
             }
         }
@@ -489,13 +560,17 @@ impl<P: Clone> Container<P> {
     pub(crate) fn may_checkpoint(&self) -> Result<(), Refusal> {
         match &self.init {
             Init::Running(_) | Init::Pausing(_) | Init::Paused(_) | Init::Resuming(_) => Ok(()),
-            Init::Creating(_) | Init::Created(_) | Init::Starting(..) => {
+            Init::Creating(_)
+            | Init::Created(_)
+            | Init::Stored
+            | Init::Restoring(_)
+            | Init::Starting(..) => {
                 Err(Refusal::State("cannot checkpoint a task in created state"))
             }
             Init::Ending(..) | Init::Stopped(..) => {
                 Err(Refusal::State("cannot checkpoint a stopped container"))
             }
-            Init::Deleting(..) | Init::Deleted => {
+            Init::Deleting(_) | Init::Deleted => {
                 Err(Refusal::State("cannot checkpoint a deleted process"))
             }
         }
@@ -507,23 +582,26 @@ impl<P: Clone> Container<P> {
     ///
     /// # Errors
     /// [`Refusal`] by table b.1.
-    pub(crate) fn begin_delete(&mut self) -> Result<(P, Ended), Refusal> {
+    pub(crate) fn begin_delete(&mut self) -> Result<(), Refusal> {
         match &self.init {
             Init::Stopped(process, ended) => {
-                let answer = (process.clone(), *ended);
-                self.init = Init::Deleting(answer.0.clone(), answer.1);
-                Ok(answer)
+                self.init = Init::Deleting(Some((process.clone(), *ended)));
+                Ok(())
+            }
+            Init::Stored => {
+                self.init = Init::Deleting(None);
+                Ok(())
             }
             Init::Creating(_) => Err(Refusal::Busy("create")),
             Init::Created(_) => Err(Refusal::Busy("the end of the created process")),
             Init::Ending(..) => Err(Refusal::Busy("the end of the exec processes")),
-            Init::Starting(..) | Init::Running(_) => {
+            Init::Starting(..) | Init::Restoring(_) | Init::Running(_) => {
                 Err(Refusal::State("cannot delete a running process"))
             }
             Init::Pausing(_) | Init::Paused(_) | Init::Resuming(_) => {
                 Err(Refusal::State("cannot delete a paused process"))
             }
-            Init::Deleting(..) => Err(Refusal::Busy("delete")),
+            Init::Deleting(_) => Err(Refusal::Busy("delete")),
             Init::Deleted => Err(Refusal::NotFound(
                 "cannot delete a deleted process".to_owned(),
             )),
@@ -533,8 +611,8 @@ impl<P: Clone> Container<P> {
     /// Delete ended; after a failure it can be tried again. `unseen` is told of exec processes
     /// that were told to run and whose end nobody has seen: nothing is told after a delete.
     pub(crate) fn delete_done(&mut self, success: bool, unseen: Ended) {
-        if let Init::Deleting(process, ended) = &self.init {
-            let (process, ended) = (process.clone(), *ended);
+        if let Init::Deleting(remains) = &self.init {
+            let remains = remains.clone();
             if success {
                 for (id, exec) in &mut self.execs {
                     if let Exec::Running(process) = exec {
@@ -544,11 +622,14 @@ impl<P: Clone> Container<P> {
                         *exec = Exec::Stopped(process, unseen);
                     }
                 }
-                self.told.push(Told::Deleted(process, ended));
+                self.told.push(Told::Deleted(remains));
                 self.init = Init::Deleted;
                 self.execs.clear();
             } else {
-                self.init = Init::Stopped(process, ended);
+                self.init = match remains {
+                    Some((process, ended)) => Init::Stopped(process, ended),
+                    None => Init::Stored,
+                };
             }
         }
     }
@@ -563,13 +644,16 @@ impl<P: Clone> Container<P> {
         match &self.init {
             Init::Created(_) | Init::Starting(..) | Init::Running(_) => {}
             Init::Creating(_) => return Err(Refusal::Busy("create")),
+            Init::Stored | Init::Restoring(_) => {
+                return Err(Refusal::State("cannot exec in a created state"));
+            }
             Init::Pausing(_) | Init::Paused(_) | Init::Resuming(_) => {
                 return Err(Refusal::State("cannot exec in a paused state"));
             }
             Init::Ending(..) | Init::Stopped(..) => {
                 return Err(Refusal::State("cannot exec in a stopped state"));
             }
-            Init::Deleting(..) | Init::Deleted => {
+            Init::Deleting(_) | Init::Deleted => {
                 return Err(Refusal::State("cannot exec in a deleted state"));
             }
         }
@@ -597,7 +681,7 @@ impl<P: Clone> Container<P> {
         }
         if matches!(
             self.init,
-            Init::Ending(..) | Init::Stopped(..) | Init::Deleting(..) | Init::Deleted
+            Init::Ending(..) | Init::Stopped(..) | Init::Deleting(_) | Init::Deleted
         ) {
             return Err(Refusal::Precondition(format!(
                 "container {} init process is not running",

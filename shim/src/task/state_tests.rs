@@ -84,7 +84,7 @@ fn apply(model: &mut Model, world: &mut World, step: Step) {
         Step::Start => world.starting |= model.begin_start().is_ok(),
         Step::StartDone(ok) => {
             if std::mem::take(&mut world.starting) {
-                model.start_done(ok);
+                model.start_done(ok).unwrap();
             }
         }
         Step::InitDies => {
@@ -151,10 +151,11 @@ fn check(told: &[Told<u32>], expired: bool) {
     for event in told {
         assert!(!deleted, "{event:?} after the delete");
         match event {
-            Told::Created(_) => {
+            Told::Created(_) | Told::Stored => {
                 assert!(!created);
                 created = true;
             }
+            Told::Restored(_) => assert!(created && !started && !exited),
             Told::Started(_) => {
                 assert!(created && !started && !exited);
                 started = true;
@@ -184,8 +185,8 @@ fn check(told: &[Told<u32>], expired: bool) {
                 exited = true;
             }
             Told::Paused | Told::Resumed => assert!(started && !exited),
-            Told::Deleted(..) => {
-                assert!(exited, "deleted before its exit");
+            Told::Deleted(process) => {
+                assert!(exited || process.is_none(), "deleted before its exit");
                 assert!(running.is_empty(), "deleted before an exec's exit");
                 deleted = true;
             }
@@ -246,8 +247,60 @@ fn created() -> Model {
 fn running() -> Model {
     let mut model = created();
     model.begin_start().unwrap();
-    model.start_done(true);
+    model.start_done(true).unwrap();
     model
+}
+
+fn stored() -> Model {
+    let mut model = Model::new("c".to_owned());
+    model.stored();
+    model
+}
+
+#[test]
+fn what_is_stored_has_no_process_before_its_start() {
+    let mut model = stored();
+    assert_eq!(model.init().process(), None);
+    assert_eq!(model.take_told(), [Told::Stored]);
+    model.begin_start().unwrap();
+    model.init_registered(5);
+    // It may end before the runtime has answered: told after the start.
+    model.init_ended(exit(4));
+    model.start_done(true).unwrap();
+    assert_eq!(
+        model.take_told(),
+        [
+            Told::Restored(5),
+            Told::Started(5),
+            Told::Exited(5, exit(4))
+        ]
+    );
+    assert_eq!(model.init(), &Init::Stopped(5, exit(4)));
+}
+
+#[test]
+fn a_failed_restore_can_be_repeated_and_tells_nothing() {
+    let mut model = stored();
+    model.take_told();
+    for pid in [5, 6] {
+        model.begin_start().unwrap();
+        model.init_registered(pid);
+        model.start_done(false).unwrap();
+        // The end of what it had made comes late.
+        model.init_ended(exit(9));
+        assert_eq!(model.init(), &Init::Stored);
+    }
+    model.begin_start().unwrap();
+    let refused = model.start_done(true).unwrap_err();
+    assert_eq!(refused.to_string(), "the runtime made no process");
+    assert_eq!(model.take_told(), []);
+    // A delete that fails leaves it what it was.
+    model.begin_delete().unwrap();
+    model.delete_done(false, exit(255));
+    assert_eq!(model.init(), &Init::Stored);
+    model.begin_delete().unwrap();
+    model.delete_done(true, exit(255));
+    assert_eq!(model.take_told(), [Told::Deleted(None)]);
 }
 
 #[test]
@@ -256,7 +309,7 @@ fn an_exit_during_start_is_told_after_the_start() {
     model.begin_start().unwrap();
     model.init_ended(exit(3));
     assert!(matches!(model.init(), Init::Starting(..)));
-    model.start_done(true);
+    model.start_done(true).unwrap();
     let told = model.take_told();
     assert_eq!(
         told[told.len() - 2..],
@@ -306,6 +359,23 @@ fn a_failed_exec_start_can_be_repeated_and_tells_nothing() {
 #[test]
 fn the_tables_of_the_contract() {
     let text = |r: Result<(), Refusal>| r.unwrap_err().to_string();
+    let mut model = stored();
+    assert_eq!(
+        text(model.begin_pause()),
+        "cannot pause task in created state"
+    );
+    assert_eq!(
+        text(model.begin_resume()),
+        "cannot resume task in created state"
+    );
+    assert_eq!(
+        text(model.may_checkpoint()),
+        "cannot checkpoint a task in created state"
+    );
+    assert_eq!(
+        text(model.exec_add(exec_id(0))),
+        "cannot exec in a created state"
+    );
     let mut model = created();
     assert_eq!(
         text(model.begin_pause()),
@@ -320,38 +390,26 @@ fn the_tables_of_the_contract() {
         "cannot checkpoint a task in created state"
     );
     let mut model = running();
-    assert_eq!(
-        text(model.begin_start().map(drop)),
-        "cannot start a running process"
-    );
+    assert_eq!(text(model.begin_start()), "cannot start a running process");
     assert_eq!(
         text(model.begin_resume()),
         "cannot resume a running process"
     );
     assert_eq!(
-        text(model.begin_delete().map(drop)),
+        text(model.begin_delete()),
         "cannot delete a running process"
     );
     model.begin_pause().unwrap();
     model.pause_done(true).unwrap();
-    assert_eq!(
-        text(model.begin_start().map(drop)),
-        "cannot start a paused process"
-    );
+    assert_eq!(text(model.begin_start()), "cannot start a paused process");
     assert_eq!(text(model.begin_pause()), "cannot pause a paused container");
     assert_eq!(
         text(model.exec_add(exec_id(0))),
         "cannot exec in a paused state"
     );
-    assert_eq!(
-        text(model.begin_delete().map(drop)),
-        "cannot delete a paused process"
-    );
+    assert_eq!(text(model.begin_delete()), "cannot delete a paused process");
     model.init_ended(exit(0));
-    assert_eq!(
-        text(model.begin_start().map(drop)),
-        "cannot start a stopped process"
-    );
+    assert_eq!(text(model.begin_start()), "cannot start a stopped process");
     assert_eq!(
         text(model.begin_pause()),
         "cannot pause a stopped container"
@@ -370,12 +428,9 @@ fn the_tables_of_the_contract() {
     );
     model.begin_delete().unwrap();
     model.delete_done(true, exit(255));
+    assert_eq!(text(model.begin_start()), "cannot start a deleted process");
     assert_eq!(
-        text(model.begin_start().map(drop)),
-        "cannot start a deleted process"
-    );
-    assert_eq!(
-        text(model.begin_delete().map(drop)),
+        text(model.begin_delete()),
         "cannot delete a deleted process: not found"
     );
     let mut model = running();

@@ -13,6 +13,7 @@
 //! | `no-features` | nothing that can be missing is there |
 //! | `terminal` | the restored container had a terminal |
 //! | `silent` | nothing is ever answered |
+//! | `slow` | a restore waits with a process made and not told, until the file is gone; `at-work` is there then |
 //!
 //! Messages: criu's `rpc.proto`.
 
@@ -249,6 +250,12 @@ impl Worker {
             panic!("{error}");
         });
         let told = u64::try_from(pid).unwrap();
+        if self.has("slow") {
+            fs::write(self.dir.join("at-work"), "").unwrap();
+            while self.has("slow") {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+        }
         let mut wanted = true;
         for (script, pid) in [
             ("pre-restore", None),

@@ -7,12 +7,7 @@ impl Owner {
         match command {
             Command::Start(Some(id), reply) => self.start_exec(&id, reply),
             Command::Exec(id, paths, spec, reply) => {
-                let result = if self.go.is_some() {
-                    // What is restored stands still until Start.
-                    Err(Fault::unknown("cannot exec in a created state"))
-                } else {
-                    self.model.exec_add(id.clone()).map_err(Fault::from)
-                };
+                let result = self.model.exec_add(id.clone()).map_err(Fault::from);
                 if result.is_ok() {
                     let exec = ExecSide {
                         side: Side::new(paths),
@@ -100,15 +95,10 @@ impl Owner {
             return;
         }
         self.underway = Some(Underway::Start(reply));
-        if self.checkpoint.is_some() {
-            // Err: the restore has failed since, and has told so.
-            let _ = self.go.take().map(|go| go.send(()));
-            if let Some(result) = self.restored.take() {
-                self.event(Event::StartDone(result));
-            }
-            return;
+        match self.checkpoint.clone() {
+            Some(images) => self.run_restore(images, None),
+            None => self.run_start(None),
         }
-        self.run_start(None);
     }
 
     /// Runs the runtime's `start`, or goes on with it.
@@ -296,10 +286,13 @@ impl Owner {
                 | Init::Running(process)
                 | Init::Pausing(process)
                 | Init::Paused(process)
-                | Init::Resuming(process) => Ok(Arc::clone(process)),
+                | Init::Resuming(process)
+                | Init::Restoring(Some((process, None))) => Ok(Arc::clone(process)),
                 Init::Creating(_) => Err(Fault::no_container()),
+                // There is no process yet, and none to wait for: a delete is all it takes.
+                Init::Stored | Init::Restoring(_) => Err(Fault::no_container()),
                 Init::Ending(..) | Init::Stopped(..) => Err(Fault::finished()),
-                Init::Deleting(..) | Init::Deleted => {
+                Init::Deleting(_) | Init::Deleted => {
                     Err(Fault::not_found("cannot kill a deleted process"))
                 }
             },
@@ -525,20 +518,22 @@ impl Owner {
                 let refusal = self
                     .model
                     .begin_delete()
-                    .map_or_else(Fault::from, |_| Fault::unknown("delete"));
+                    .map_or_else(Fault::from, |()| Fault::unknown("delete"));
                 tokio::spawn(async move {
                     let stuck = stuck::refusal(&refusal.text, Some(pid), cgroup).await;
                     reply.send(Err(stuck.unwrap_or(refusal)));
                 });
             }
             Init::Creating(_)
+            | Init::Stored
+            | Init::Restoring(_)
             | Init::Starting(..)
             | Init::Running(_)
             | Init::Pausing(_)
             | Init::Paused(_)
             | Init::Resuming(_)
             | Init::Stopped(..)
-            | Init::Deleting(..)
+            | Init::Deleting(_)
             | Init::Deleted => self.delete_now(reply),
         }
     }
@@ -564,7 +559,6 @@ impl Owner {
             return;
         }
         self.underway = Some(Underway::Delete(reply));
-        self.go = None;
         self.run_delete(None);
     }
 

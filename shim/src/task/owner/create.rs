@@ -1,123 +1,81 @@
 //! Create, and what is set up once the container exists.
 
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use super::*;
 
 impl Owner {
     /// Goes on with a create of the image before: with the runtime at work, or from the beginning.
     pub(super) fn go_on_creating(&self, begun: Option<RestoredJob>) {
-        let (launcher, mounts, events) = (
-            self.launcher(&self.init),
-            self.mounts.clone(),
-            self.events.clone(),
-        );
+        let Some(job) = begun else {
+            let (launcher, mounted) = (self.launcher(&self.init), !self.mounts.is_empty());
+            return self.run_create(async move { launcher.undo(mounted).await });
+        };
+        let (launcher, mounted) = (self.launcher(&self.init), !self.mounts.is_empty());
+        let events = self.events.clone();
         self.later(async move {
-            let register = |child| {
-                let events = events.clone();
-                async move {
-                    let (stored, answer) = oneshot::channel();
-                    let _ = events.send(Event::InitRegistered(child, stored)).await;
-                    answer.await.unwrap_or(false)
+            let register = |child| register(&events, child);
+            Event::CreateDone(launcher.create_on(job, mounted, register).await)
+        });
+    }
+
+    pub(super) fn begin_create(&self) {
+        self.run_create(std::future::ready(()));
+    }
+
+    /// Creates the container, after `first`. Of one that comes from a checkpoint the images stay
+    /// what they are until Start (docs/0011).
+    fn run_create(&self, first: impl Future<Output = ()> + Send + 'static) {
+        let (launcher, mounts) = (self.launcher(&self.init), self.mounts.clone());
+        let (events, stored) = (self.events.clone(), self.checkpoint.is_some());
+        self.later(async move {
+            first.await;
+            let written = launcher.options.write(&launcher.bundle).map_err(|error| {
+                Fault::unknown(format!(
+                    "write the options into {}: {error}",
+                    launcher.bundle.display()
+                ))
+            });
+            Event::CreateDone(match written {
+                Err(fault) => Err(fault),
+                Ok(()) if stored => launcher.create_rootfs(mounts).await,
+                Ok(()) => {
+                    let register = |child| register(&events, child);
+                    launcher.create(mounts, register).await
                 }
-            };
-            Event::CreateDone(match begun {
-                Some(job) => launcher.create_on(job, !mounts.is_empty(), register).await,
-                None => match launcher.options.write(&launcher.bundle) {
-                    Ok(()) => launcher.create_again(mounts, register).await,
-                    Err(error) => Err(Fault::unknown(format!(
-                        "write the options into {}: {error}",
-                        launcher.bundle.display()
-                    ))),
-                },
             })
         });
     }
 
-    pub(super) fn begin_create(&mut self) {
-        if let Some(images) = self.checkpoint.clone() {
-            return self.begin_restore(images);
-        }
-        let (launcher, mounts, events) = (
-            self.launcher(&self.init),
-            self.mounts.clone(),
-            self.events.clone(),
-        );
+    /// Makes processes of the checkpoint's images, or goes on with it.
+    pub(super) fn run_restore(&self, images: PathBuf, begun: Option<RestoredJob>) {
+        let (launcher, events) = (self.launcher(&self.init), self.events.clone());
         self.later(async move {
-            let register = |child| {
-                let events = events.clone();
-                async move {
-                    let (stored, answer) = oneshot::channel();
-                    let _ = events.send(Event::InitRegistered(child, stored)).await;
-                    answer.await.unwrap_or(false)
-                }
-            };
-            Event::CreateDone(create(&launcher, mounts, register).await)
+            let register = |child| register(&events, child);
+            Event::StartDone(match begun {
+                Some(job) => launcher.restore_on(job, register).await,
+                None => launcher.restore(&images, register).await,
+            })
         });
-    }
-
-    /// Restores the container up to processes that stand still at the barrier: that is what the
-    /// create of a checkpoint is. Start lets them run.
-    fn begin_restore(&mut self, images: PathBuf) {
-        let launcher = Launcher {
-            checkpoint: Some(images),
-            ..self.launcher(&self.init)
-        };
-        let (mounts, events) = (self.mounts.clone(), self.events.clone());
-        let (go, may_go) = oneshot::channel();
-        self.go = Some(go);
-        tokio::spawn(async move {
-            let may_go = Mutex::new(Some(may_go));
-            let created = AtomicBool::new(false);
-            let register = |child| {
-                let may_go = may_go.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let (events, created) = (events.clone(), &created);
-                async move {
-                    let (stored, answer) = oneshot::channel();
-                    let _ = events.send(Event::InitRegistered(child, stored)).await;
-                    let (true, Some(may_go)) = (answer.await.unwrap_or(false), may_go) else {
-                        return false;
-                    };
-                    let _ = events.send(Event::CreateDone(Ok(()))).await;
-                    created.store(true, Ordering::SeqCst);
-                    may_go.await.is_ok()
-                }
-            };
-            let result = create(&launcher, mounts, register).await;
-            // Err: the container is gone and with it the interest.
-            let _ = events
-                .send(if created.load(Ordering::SeqCst) {
-                    Event::RestoreDone(result)
-                } else {
-                    Event::CreateDone(result)
-                })
-                .await;
-        });
-    }
-
-    /// The runtime's restore has ended: as Start's answer, or before there was a Start.
-    pub(super) fn restore_done(&mut self, result: Result<(), Fault>) {
-        if matches!(self.underway, Some(Underway::Start(_))) {
-            self.event(Event::StartDone(result));
-        } else {
-            self.restored = Some(result);
-        }
     }
 
     pub(super) fn create_done(&mut self, result: Result<(), Fault>) {
         self.runtime.forget("create");
-        let result = result.and_then(|()| self.model.create_done().map_err(Fault::from));
+        let result = result.and_then(|()| {
+            if self.checkpoint.is_some() {
+                self.model.stored();
+                return Ok(None);
+            }
+            self.model.create_done().map(Some).map_err(Fault::from)
+        });
         match result {
             Ok(process) => {
-                self.cgroup = self.find_cgroup(&process);
-                self.oom_before = self.oom_kills();
-                self.watch_oom();
-                self.init.identity = ProcessIdentity::read(process.pid()).ok();
+                if let Some(process) = &process {
+                    self.has_process(process);
+                }
                 self.journal = Some(Arc::new(Mutex::new(BundleJournal::create(&self.bundle))));
                 self.settle();
                 if let Some(reply) = self.created.take() {
-                    reply.send(Ok(process.pid()));
+                    // At the protobuf border 0 stands for no process.
+                    reply.send(Ok(process.map_or(0, |process| process.pid())));
                 }
             }
             Err(fault) => {
@@ -143,6 +101,14 @@ impl Owner {
                 }
             }
         }
+    }
+
+    /// Init is there: what is looked up once of it.
+    pub(super) fn has_process(&mut self, process: &P) {
+        self.cgroup = self.find_cgroup(process);
+        self.oom_before = self.oom_kills();
+        self.watch_oom();
+        self.init.identity = ProcessIdentity::read(process.pid()).ok();
     }
 
     pub(super) fn find_cgroup(&self, process: &P) -> Option<Arc<Cgroup>> {
@@ -200,20 +166,9 @@ impl Owner {
     }
 }
 
-/// Keeps the options for `delete`, and creates.
-async fn create<F>(
-    launcher: &Launcher,
-    mounts: Vec<Mount>,
-    register: impl Fn(Child) -> F,
-) -> Result<(), Fault>
-where
-    F: Future<Output = bool>,
-{
-    launcher.options.write(&launcher.bundle).map_err(|error| {
-        Fault::unknown(format!(
-            "write the options into {}: {error}",
-            launcher.bundle.display()
-        ))
-    })?;
-    launcher.create(mounts, register).await
+/// Gives the owner its init process; whether it may run.
+async fn register(events: &mpsc::Sender<Event>, child: Child) -> bool {
+    let (stored, answer) = oneshot::channel();
+    let _ = events.send(Event::InitRegistered(child, stored)).await;
+    answer.await.unwrap_or(false)
 }

@@ -24,6 +24,9 @@ struct BoxRecord {
     stdio: StdioPaths,
     /// Who asked for its creation.
     created: Option<RequestId>,
+    /// Images that it is restored from.
+    #[serde(default)]
+    checkpoint: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -109,6 +112,7 @@ struct Begun {
     journal: bool,
     create: Option<RestoredJob>,
     start: Option<RestoredJob>,
+    restore: Option<RestoredJob>,
     delete: Option<RestoredJob>,
     checkpoint: Option<RestoredJob>,
     execs: BTreeMap<ExecId, RestoredJob>,
@@ -159,6 +163,7 @@ impl Owner {
             options: self.options.clone(),
             stdio: (*self.init.paths).clone(),
             created: self.created.as_ref().and_then(Reply::request),
+            checkpoint: self.checkpoint.clone(),
         };
         resume::put_json(&self.box_key(), &record);
         self.keep();
@@ -238,6 +243,7 @@ impl Owner {
             options,
             stdio,
             created,
+            checkpoint,
         } = serde_json::from_slice(record)
             .inspect_err(|error| log::error!("{id} cannot be read: {error}"))
             .ok()?;
@@ -258,8 +264,7 @@ impl Owner {
             rootfs,
             stdio: stdio.clone(),
             options,
-            // One that still stands at the barrier ends with the image before: its runtime does.
-            checkpoint: None,
+            checkpoint,
         };
         let mut owner = Self::new(Arc::clone(&shim), request, show);
         let begun = owner.take_over(state, stdio, created, &shim, inherited);
@@ -282,9 +287,12 @@ impl Owner {
             execs.insert(id.clone(), record.state.map(&mut process));
         }
         let told = match &init {
-            Init::Stopped(_, ended) | Init::Deleting(_, ended) => Some(*ended),
+            Init::Stopped(_, ended) | Init::Deleting(Some((_, ended))) => Some(*ended),
             Init::Creating(_)
             | Init::Created(_)
+            | Init::Stored
+            | Init::Restoring(_)
+            | Init::Deleting(None)
             | Init::Starting(..)
             | Init::Running(_)
             | Init::Pausing(_)
@@ -299,6 +307,7 @@ impl Owner {
         };
         begun.create = job("create", init.process().is_some());
         begun.start = job("start", true);
+        begun.restore = job("restore", init.process().is_some());
         begun.delete = job("delete", true);
         begun.checkpoint = job("checkpoint", true);
         for (id, exec) in &execs {
@@ -380,7 +389,8 @@ impl Owner {
             && live(&init.ended())
         {
             let child = reaper.watch_again(Arc::clone(process), true);
-            self.watch_end(child.ended, Event::InitEnded);
+            let process = Arc::clone(process);
+            self.watch_end(child.ended, |ended| Event::InitEnded(process, ended));
         }
         let execs: Vec<(ExecId, Exec<P>)> = self
             .model
@@ -430,15 +440,26 @@ impl Owner {
                 self.go_on_creating(job);
             }
             Init::Starting(..) => self.run_start(begun.start.take()),
+            Init::Restoring(_) => {
+                let job = begun.restore.take();
+                if job.is_none() {
+                    self.init.io = Arc::default();
+                }
+                self.run_restore(self.checkpoint.clone().unwrap_or_default(), job);
+            }
             Init::Pausing(_) => self.run_freeze(true),
             Init::Resuming(_) => self.run_freeze(false),
-            Init::Deleting(..) => self.run_delete(begun.delete.take()),
+            Init::Deleting(_) => self.run_delete(begun.delete.take()),
             Init::Ending(..) | Init::Stopped(..) => {
                 if self.config.kill_all_on_exit {
                     self.kill_rest();
                 }
             }
-            Init::Created(_) | Init::Running(_) | Init::Paused(_) | Init::Deleted => {}
+            Init::Created(_)
+            | Init::Stored
+            | Init::Running(_)
+            | Init::Paused(_)
+            | Init::Deleted => {}
         }
         if let Some(job) = begun.checkpoint.take() {
             self.run_checkpoint(Err(job));

@@ -6,13 +6,17 @@ impl Owner {
     pub(super) fn event(&mut self, event: Event) {
         match event {
             Event::InitRegistered(child, stored) => {
+                let process = Arc::clone(&child.process);
                 self.model.init_registered(child.process);
-                self.watch_end(child.ended, Event::InitEnded);
+                self.watch_end(child.ended, |ended| Event::InitEnded(process, ended));
                 let _ = stored.send(true);
             }
-            Event::InitEnded(ended) => {
-                if let Some(process) = self.model.init().process() {
-                    forget_end(process.pid());
+            Event::InitEnded(process, ended) => {
+                forget_end(process.pid());
+                // Not of what a failed restore had made: nobody was told of it.
+                let current = self.model.init().process();
+                if !current.is_some_and(|current| Arc::ptr_eq(current, &process)) {
+                    return;
                 }
                 self.tell_oom();
                 if self.config.kill_all_on_exit {
@@ -21,7 +25,6 @@ impl Owner {
                 self.model.init_ended(ended);
             }
             Event::CreateDone(result) => self.create_done(result),
-            Event::RestoreDone(result) => self.restore_done(result),
             Event::StartDone(result) => self.start_done(result),
             Event::PauseDone(result) => {
                 let done = self.model.pause_done(result.is_ok()).map_err(Fault::from);
@@ -227,10 +230,13 @@ impl Owner {
 
     pub(super) fn start_done(&mut self, result: Result<(), Fault>) {
         self.runtime.forget("start");
-        let pid = match self.model.init() {
-            Init::Starting(process, _) => process.pid(),
-            _ => 0,
-        };
+        self.runtime.forget("restore");
+        let process = self.model.init().process().cloned();
+        if let Init::Restoring(made) = self.model.init().clone() {
+            self.restore_done(made, result.is_ok());
+        }
+        let done = self.model.start_done(result.is_ok()).map_err(Fault::from);
+        let result = result.and(done);
         if let Err(fault) = &result {
             let reason = fault.reason.as_deref().cloned();
             let reason = reason.unwrap_or_else(|| Reason::StartFailed {
@@ -240,10 +246,23 @@ impl Owner {
         } else {
             self.init.started = Some(Timestamp::now());
         }
-        self.model.start_done(result.is_ok());
         self.settle();
         if let Some(Underway::Start(reply)) = self.underway.take() {
-            reply.send(result.map(|()| pid));
+            reply.send(result.map(|()| process.map_or(0, |process| process.pid())));
+        }
+    }
+
+    /// What was made of a checkpoint's images, before the container is told to run.
+    fn restore_done(&mut self, made: Option<(P, Option<Ended>)>, success: bool) {
+        match made {
+            Some((process, _)) if success => self.has_process(&process),
+            // A process whose start failed after it was made must not stay.
+            Some((process, None)) => drop(process.signal(libc::SIGKILL)),
+            Some((_, Some(_))) | None => {}
+        }
+        if !success {
+            // Fresh ends for a start that is tried again.
+            self.init.io = Arc::default();
         }
     }
 
@@ -303,7 +322,7 @@ impl Owner {
     pub(super) fn delete_done(&mut self, result: Result<Vec<String>, Fault>) {
         self.runtime.forget("delete");
         let remains = match self.model.init() {
-            Init::Deleting(process, ended) => Remains {
+            Init::Deleting(Some((process, ended))) => Remains {
                 pid: process.pid(),
                 ended: Some(*ended),
             },

@@ -48,14 +48,10 @@ impl Owner {
     pub(super) fn note_told(&mut self, told: &Told<P>) {
         let at = Timestamp::now();
         let entry = match told {
-            Told::Created(process) => Entry::Created {
-                pid: process.pid(),
-                shim: std::process::id(),
-                shim_start: ProcessIdentity::read(std::process::id())
-                    .ok()
-                    .map(|identity| identity.start_time),
-                at,
-            },
+            Told::Created(process) | Told::Restored(process) => {
+                created_entry(Some(process.pid()), at)
+            }
+            Told::Stored => created_entry(None, at),
             Told::Started(_) => Entry::Started { at },
             Told::ExecAdded(_) => return,
             Told::ExecStarted(id, process) => Entry::ExecStarted {
@@ -84,24 +80,10 @@ impl Owner {
     pub(super) fn tell(&mut self, told: Told<P>) {
         let container_id = self.id.to_string();
         let event = match told {
-            Told::Created(process) => Published::Create(events::TaskCreate {
-                container_id,
-                bundle: self.bundle.display().to_string(),
-                rootfs: self.mounts.clone(),
-                io: MessageField::some(events::TaskIO {
-                    stdin: self.init.paths.stdin.clone(),
-                    stdout: self.init.paths.stdout.clone(),
-                    stderr: self.init.paths.stderr.clone(),
-                    terminal: self.init.paths.terminal,
-                    ..events::TaskIO::default()
-                }),
-                checkpoint: self
-                    .checkpoint
-                    .as_ref()
-                    .map_or_else(String::new, |images| images.display().to_string()),
-                pid: process.pid(),
-                ..events::TaskCreate::default()
-            }),
+            Told::Created(process) => self.create_event(process.pid()),
+            Told::Stored => self.create_event(0),
+            // Told as created when it was images.
+            Told::Restored(_) => return,
             Told::Started(process) => Published::Start(events::TaskStart {
                 container_id,
                 pid: process.pid(),
@@ -139,15 +121,40 @@ impl Owner {
                 container_id,
                 ..events::TaskResumed::default()
             }),
-            Told::Deleted(process, ended) => Published::Delete(events::TaskDelete {
+            Told::Deleted(Some((process, ended))) => Published::Delete(events::TaskDelete {
                 container_id,
                 pid: process.pid(),
                 exit_status: ended.status.shell_code(),
                 exited_at: proto_time(ended.at),
                 ..events::TaskDelete::default()
             }),
+            Told::Deleted(None) => Published::Delete(events::TaskDelete {
+                container_id,
+                ..events::TaskDelete::default()
+            }),
         };
         self.publish(&event);
+    }
+
+    fn create_event(&self, pid: u32) -> Published {
+        Published::Create(events::TaskCreate {
+            container_id: self.id.to_string(),
+            bundle: self.bundle.display().to_string(),
+            rootfs: self.mounts.clone(),
+            io: MessageField::some(events::TaskIO {
+                stdin: self.init.paths.stdin.clone(),
+                stdout: self.init.paths.stdout.clone(),
+                stderr: self.init.paths.stderr.clone(),
+                terminal: self.init.paths.terminal,
+                ..events::TaskIO::default()
+            }),
+            checkpoint: self
+                .checkpoint
+                .as_ref()
+                .map_or_else(String::new, |images| images.display().to_string()),
+            pid,
+            ..events::TaskCreate::default()
+        })
     }
 
     pub(super) fn record(&self, record: Record) {
@@ -184,7 +191,7 @@ impl Owner {
         let init = match self.model.init() {
             Init::Ending(process, init)
             | Init::Stopped(process, init)
-            | Init::Deleting(process, init) => Some((process.pid(), Some(init.status))),
+            | Init::Deleting(Some((process, init))) => Some((process.pid(), Some(init.status))),
             // Init cannot be reaped before the last process of its pid namespace, so an exec
             // that goes down with it is seen first: look whether init is on its way.
             Init::Created(process) | Init::Starting(process, _) | Init::Running(process) => {
@@ -192,6 +199,9 @@ impl Owner {
                     .then(|| (process.pid(), None::<ExitStatus>))
             }
             Init::Creating(_)
+            | Init::Stored
+            | Init::Restoring(_)
+            | Init::Deleting(None)
             | Init::Pausing(_)
             | Init::Paused(_)
             | Init::Resuming(_)
@@ -236,12 +246,22 @@ impl Owner {
                 self.show.send_replace(None);
                 return;
             }
-            Init::Created(process) | Init::Starting(process, _) => (Status::Created, process, None),
-            Init::Running(process) | Init::Ending(process, _) => (Status::Running, process, None),
-            Init::Pausing(process) => (Status::Pausing, process, None),
-            Init::Paused(process) | Init::Resuming(process) => (Status::Paused, process, None),
-            Init::Stopped(process, ended) | Init::Deleting(process, ended) => {
-                (Status::Stopped, process, Some(*ended))
+            Init::Created(process) | Init::Starting(process, _) => {
+                (Status::Created, Some(process), None)
+            }
+            // What is restored is shown with its process when it runs.
+            Init::Stored | Init::Restoring(_) | Init::Deleting(None) => {
+                (Status::Created, None, None)
+            }
+            Init::Running(process) | Init::Ending(process, _) => {
+                (Status::Running, Some(process), None)
+            }
+            Init::Pausing(process) => (Status::Pausing, Some(process), None),
+            Init::Paused(process) | Init::Resuming(process) => {
+                (Status::Paused, Some(process), None)
+            }
+            Init::Stopped(process, ended) | Init::Deleting(Some((process, ended))) => {
+                (Status::Stopped, Some(process), Some(*ended))
             }
         };
         let execs = self
@@ -254,7 +274,7 @@ impl Owner {
             bundle: self.bundle.clone(),
             init: ProcessView {
                 status,
-                process: Some(Arc::clone(process)),
+                process: process.cloned(),
                 ended,
                 exit: self.init.exit.subscribe(),
                 stdio: Arc::clone(&self.init.paths),
@@ -294,6 +314,17 @@ impl Owner {
             exit: side.exit.subscribe(),
             stdio: Arc::clone(&side.paths),
         })
+    }
+}
+
+fn created_entry(pid: Option<u32>, at: Timestamp) -> Entry {
+    Entry::Created {
+        pid,
+        shim: std::process::id(),
+        shim_start: ProcessIdentity::read(std::process::id())
+            .ok()
+            .map(|identity| identity.start_time),
+        at,
     }
 }
 
