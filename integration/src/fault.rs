@@ -1,11 +1,11 @@
 //! A runtime that fails on purpose: a wrapper around runc or holdfast, found in its place.
 
 use std::ffi::OsStr;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::place;
 use crate::scratch::text;
 
 /// How long [`Fault::Hang`] sleeps, in seconds: a number that no container uses, so
@@ -76,8 +76,7 @@ pub fn write_wrapper<W: AsRef<OsStr>>(wrapper: &Path, runtime: &[W], orders: &Pa
         orders = text(orders),
         program = program.join(" "),
     );
-    fs::write(wrapper, script).expect("write the wrapper");
-    fs::set_permissions(wrapper, Permissions::from_mode(0o755)).expect("chmod the wrapper");
+    place::write_program(wrapper, &script);
 }
 
 /// Makes a verb fail from now on.
@@ -146,8 +145,7 @@ mod tests {
         // The runtime gives the sign itself, and would go on for a minute.
         let script = format!("#!/bin/sh\necho now >{}\nexec sleep 60\n", sign.display());
         let runtime = folder.path().join("runtime");
-        fs::write(&runtime, script).unwrap();
-        fs::set_permissions(&runtime, Permissions::from_mode(0o755)).unwrap();
+        place::write_program(&runtime, &script);
         write_wrapper(&wrapper, &[&runtime], folder.path());
         order(folder.path(), "create", &Fault::Die(sign));
         let died = deadline::run(

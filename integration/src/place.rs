@@ -1,7 +1,9 @@
 //! Where things are: the checkout, the built binaries, the peers.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// The root of the checkout.
 #[must_use]
@@ -53,6 +55,28 @@ pub fn program(name: &str) -> Option<PathBuf> {
 fn is_program(path: &Path) -> bool {
     path.metadata()
         .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+/// Writes a program's text to a file that can be executed at once.
+///
+/// Another process writes it: a file that this one has open for writing is open in whatever a
+/// parallel test forks just then, and the kernel executes no such file (`ETXTBSY`, execve(2)).
+///
+/// # Panics
+/// When it cannot be written.
+#[track_caller]
+pub fn write_program(path: &Path, text: &str) {
+    let mut writer = Command::new("/bin/sh")
+        .args(["-c", "cat >\"$0\" && chmod 755 \"$0\""])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("start a shell");
+    let mut stdin = writer.stdin.take().expect("a pipe");
+    stdin.write_all(text.as_bytes()).expect("the shell reads");
+    drop(stdin);
+    let status = writer.wait().expect("wait for own child");
+    assert!(status.success(), "write {}: {status}", path.display());
 }
 
 /// Whether containers can be made at all.

@@ -2,7 +2,6 @@
 //! answered as if nothing were, and so are those about the containers that hang.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -31,8 +30,7 @@ fn faulty_runtime(containerd: &Containerd) -> std::path::PathBuf {
         text(&containerd.path("")),
         text(&place::built("holdfast"))
     );
-    std::fs::write(&path, script).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    place::write_program(&path, &script);
     path
 }
 

@@ -4,7 +4,6 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -121,9 +120,7 @@ impl Podman {
         };
         let (program, state) = (text(&program), text(&self.path("state")));
         let script = format!("#!/bin/sh\nexec {program} --root {state} \"$@\"\n");
-        let path = self.path("runtime");
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        place::write_program(&self.path("runtime"), &script);
     }
 
     fn assert_nothing_left(&self) {

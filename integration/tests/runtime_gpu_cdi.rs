@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -124,11 +123,8 @@ fn with_driver<'a>(scratch: &'a Scratch, more: &str) -> Option<Node<'a>> {
         holdfast_integration::skip("jit-cdi", &why);
         return None;
     }
-    let tool = node.put(
-        "nvidia-cdi-hook",
-        "#!/bin/sh\ncat > /dev/null\necho \"$@\" >> '{}/hook-calls'\n",
-    );
-    fs::set_permissions(tool, fs::Permissions::from_mode(0o755)).unwrap();
+    let tool = "#!/bin/sh\ncat > /dev/null\necho \"$@\" >> '{}/hook-calls'\n";
+    place::write_program(&scratch.path("nvidia-cdi-hook"), &node.filled(tool));
     Some(node)
 }
 
@@ -416,8 +412,8 @@ fn the_plan_says_what_create_would_do_and_does_nothing(scratch: &Scratch) {
     assert_eq!(fs::read(&config).unwrap(), before);
 
     // Legacy mode: the command line, which is not run.
-    let cli = node.put("nvidia-container-cli", "#!/bin/sh\n: > '{}/called'\n");
-    fs::set_permissions(&cli, fs::Permissions::from_mode(0o755)).unwrap();
+    let cli = scratch.path("nvidia-container-cli");
+    place::write_program(&cli, &node.filled("#!/bin/sh\n: > '{}/called'\n"));
     node.configure("[nvidia-container-cli]\npath = \"{}/nvidia-container-cli\"\n[nvidia-container-runtime]\nmode = \"legacy\"\n");
     let plan = node.json(&["gpu", "plan", "--json", "--bundle", &path]);
     let command: Vec<_> = plan["command"]

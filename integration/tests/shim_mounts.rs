@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -11,7 +10,7 @@ use containerd_shim_protos::api;
 use holdfast_integration::lone::Lone;
 use holdfast_integration::scratch::text;
 use holdfast_integration::shim::Refused;
-use holdfast_integration::{deadline, image, leaks, skip};
+use holdfast_integration::{deadline, image, leaks, place, skip};
 use nix::mount::{MntFlags, MsFlags};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -171,8 +170,7 @@ fn a_file_system_that_only_its_helper_can_mount() {
         echo \"$*\" >>\"$0.calls\"\n\
         [ \"$1\" != broken ] || { echo 'fuse: no such backend' >&2; exit 1; }\n\
         exec mount --bind \"$1\" \"$2\"\n";
-    fs::write(&helper, script).unwrap();
-    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    place::write_program(&helper, script);
     let path = format!("{}:{}", text(tools.path()), std::env::var("PATH").unwrap());
     let Some(lone) = Lone::start("a_file_system_of_a_helper", &[("PATH", &path)], None) else {
         return;

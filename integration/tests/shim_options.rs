@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -36,8 +36,7 @@ fn recorder(folder: &Path) -> PathBuf {
         "#!/bin/sh\necho \"$*\" >>'{0}/arguments'\nenv >'{0}/environment'\nexit 1\n",
         text(folder).trim_end_matches('/')
     );
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    place::write_program(&path, &script);
     path
 }
 

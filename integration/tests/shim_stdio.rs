@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use holdfast_integration::deadline::eventually;
 use holdfast_integration::lone::Lone;
+use holdfast_integration::place;
 use holdfast_integration::scratch::text;
 use holdfast_integration::shim::{Refused, process_any};
 use nix::mount::{MntFlags, MsFlags};
@@ -37,8 +37,7 @@ fn reader(path: &Path) -> JoinHandle<Vec<u8>> {
 
 fn program(lone: &Lone, name: &str, script: &str) -> PathBuf {
     let path = lone.path(name);
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    place::write_program(&path, &format!("#!/bin/sh\n{script}\n"));
     path
 }
 
@@ -199,13 +198,13 @@ fn standard_input_may_be_closed_before_the_start() {
         if closed_first {
             lone.shim.close_stdin("box", exec).unwrap();
         }
-        // The client's own end: it writes, and goes.
-        let writer = std::thread::spawn(move || {
-            let mut file = File::options().write(true).open(input).unwrap();
-            file.write_all(b"said\n").unwrap();
-        });
+        // The client's own end: it writes, and goes. Open for both, it waits for no reader, and
+        // is there before the shim may find that nobody writes.
+        let both = File::options().read(true).write(true).open(input);
+        let mut client = both.unwrap();
+        client.write_all(b"said\n").unwrap();
         lone.shim.start("box", exec).unwrap();
-        writer.join().unwrap();
+        drop(client);
         if !closed_first {
             lone.shim.close_stdin("box", exec).unwrap();
         }

@@ -11,7 +11,7 @@ use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::leaks::descriptors;
 use holdfast_integration::scratch::text;
 use holdfast_integration::shim::Shim;
-use holdfast_integration::{on_containerds, skip};
+use holdfast_integration::{on_containerds, place, skip};
 use nix::sys::stat::Mode;
 
 on_containerds! {
@@ -265,14 +265,9 @@ fn a_logger_that_fails_says_why(containerd: &Containerd) {
     if peer() {
         return skip("a_logger", "containerd's own shim does not quote it");
     }
-    use std::os::unix::fs::PermissionsExt as _;
     let logger = containerd.path("logger");
-    std::fs::write(
-        &logger,
-        "#!/bin/sh\necho 'no such collector: loki' >&2\nexit 1\n",
-    )
-    .unwrap();
-    std::fs::set_permissions(&logger, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let script = "#!/bin/sh\necho 'no such collector: loki' >&2\nexit 1\n";
+    place::write_program(&logger, script);
     let uri = format!("binary-v2://{}", logger.display());
     let ran = containerd.run("box", &["-d", "--log-uri", &uri], &["true"]);
     assert!(

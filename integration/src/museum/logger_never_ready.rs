@@ -1,12 +1,11 @@
 //! A `binary://` logger that is started and never says that it is ready. Creating the container
 //! must fail in a bounded time, and leave nothing.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use super::{Outcome, Seen, Stage, within};
 use crate::leaks::processes_mentioning;
+use crate::place;
 use crate::scratch::text;
 
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -19,8 +18,7 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
         mkfifo \"$0.fifo\"\n\
         exec 9<>\"$0.fifo\"\n\
         read never <&9\n";
-    fs::write(&logger, script).map_err(|e| e.to_string())?;
-    fs::set_permissions(&logger, Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
+    place::write_program(&logger, script);
 
     let uri = format!("binary://{}", logger.display());
     let created = stage.run("box", &["--log-uri", &uri], &["true"], PATIENCE);

@@ -4,7 +4,6 @@
 //! answer), and everything else of the container, its exit too, waits behind it. Here the runtime
 //! is a wrapper that hangs in `exec`. Init's exit must come all the same, and nobody else waits.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use holdfast_integration::containerd::{Containerd, peer};
@@ -36,8 +35,7 @@ fn a_hanging_exec_withholds_nothing(containerd: &Containerd) {
         HANG.as_secs(),
         text(&place::built("holdfast"))
     );
-    std::fs::write(&wrapper, script).unwrap();
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    place::write_program(&wrapper, &script);
 
     containerd.start_task("box", &[], &["sleep", "600"]);
     let shim = Shim::of(containerd, "box");
