@@ -19,6 +19,27 @@ pub const V2: &str = "containerd.task.v2.Task";
 /// The task API as containerd 2.x calls it; the same messages.
 pub const V3: &str = "containerd.task.v3.Task";
 
+/// Every method of the task API, in the order in which its definition has them.
+pub const METHODS: [&str; 17] = [
+    "State",
+    "Create",
+    "Start",
+    "Delete",
+    "Pids",
+    "Pause",
+    "Resume",
+    "Checkpoint",
+    "Kill",
+    "Exec",
+    "ResizePty",
+    "CloseIO",
+    "Update",
+    "Wait",
+    "Stats",
+    "Connect",
+    "Shutdown",
+];
+
 /// gRPC's code, with the message that came with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {

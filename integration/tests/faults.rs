@@ -9,7 +9,7 @@ use std::time::Duration;
 use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::deadline::{self, eventually};
 use holdfast_integration::leaks::is_alive;
-use holdfast_integration::shim::Shim;
+use holdfast_integration::shim::{METHODS, Shim};
 use holdfast_integration::{on_containerds, place, skip};
 
 on_containerds! {
@@ -137,25 +137,7 @@ fn a_panic_in_any_call_is_that_calls_alone(containerd: &Containerd) {
     }
     let base = Base::start(containerd);
     let shim = Shim::of(containerd, "base");
-    for method in [
-        "State",
-        "Create",
-        "Start",
-        "Delete",
-        "Pids",
-        "Pause",
-        "Resume",
-        "Checkpoint",
-        "Kill",
-        "Exec",
-        "ResizePty",
-        "CloseIO",
-        "Update",
-        "Wait",
-        "Stats",
-        "Connect",
-        "Shutdown",
-    ] {
+    for method in METHODS {
         base.order(&format!("rpc/{method}"), "panic");
         let refused = shim
             .call_raw(method, Vec::new())

@@ -8,27 +8,6 @@ use holdfast_integration::shim::{Refused, process_any};
 
 use super::side::{Container, Side};
 
-/// Every method of the service.
-pub(crate) const ALL: &[&str] = &[
-    "State",
-    "Create",
-    "Start",
-    "Delete",
-    "Pids",
-    "Pause",
-    "Resume",
-    "Checkpoint",
-    "Kill",
-    "Exec",
-    "ResizePty",
-    "CloseIO",
-    "Update",
-    "Wait",
-    "Stats",
-    "Connect",
-    "Shutdown",
-];
-
 /// Those that change nothing, whatever there is.
 pub(crate) const GENTLE: &[&str] = &[
     "State",
@@ -38,26 +17,6 @@ pub(crate) const GENTLE: &[&str] = &[
     "Shutdown",
     "CloseIO",
     "ResizePty",
-];
-
-/// Those that change nothing where there is no container.
-pub(crate) const QUESTIONS: &[&str] = &[
-    "State",
-    "Start",
-    "Delete",
-    "Pids",
-    "Pause",
-    "Resume",
-    "Checkpoint",
-    "Kill",
-    "Exec",
-    "ResizePty",
-    "CloseIO",
-    "Update",
-    "Wait",
-    "Stats",
-    "Connect",
-    "Shutdown",
 ];
 
 /// Those that name an exec process, or tell of it.
