@@ -116,6 +116,15 @@ pub fn peer() -> bool {
     std::env::var("HOLDFAST_TEST_PEER").is_ok_and(|peer| peer == "runc")
 }
 
+/// Whether the peer is driven, which has not what the test is about; says so if it is.
+#[must_use]
+pub fn not_ours(test: &str, why: &str) -> bool {
+    if peer() {
+        crate::skip(test, why);
+    }
+    peer()
+}
+
 impl Containerd {
     /// Starts one and imports the image; `None`, with a word on the terminal, when this version
     /// is not to be had here.

@@ -146,6 +146,31 @@ impl Containerd {
         self.spawn(&words, terminal)
     }
 
+    /// A container that runs, and ends with 42 when [`Containerd::tell_to_end`] says so.
+    ///
+    /// # Panics
+    /// When it does not come up within `limit`.
+    #[must_use]
+    #[track_caller]
+    pub fn spawn_until_told(&self, id: &str, limit: Duration) -> Client {
+        let script = "echo ready; until test -e /tmp/now; do usleep 10000; done; exit 42";
+        let client = self.spawn_run(id, &["--rm"], &["sh", "-c", script], None);
+        deadline::eventually("the container runs", limit, || {
+            client.output().contains("ready").then_some(())
+        });
+        client
+    }
+
+    /// Ends what [`Containerd::spawn_until_told`] started.
+    ///
+    /// # Panics
+    /// When no exec can tell it.
+    #[track_caller]
+    pub fn tell_to_end(&self, id: &str) {
+        let touched = self.exec(id, "tell", &[], &["touch", "/tmp/now"]);
+        assert_eq!(touched.code(), 0, "{touched}");
+    }
+
     /// Any `ctr` command in the background of the test, on a terminal or not.
     ///
     /// # Panics

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use holdfast_integration::containerd::{Containerd, peer};
+use holdfast_integration::containerd::{self, Containerd};
 use holdfast_integration::deadline::eventually;
 use holdfast_integration::leaks::is_alive;
+use holdfast_integration::on_containerds;
 use holdfast_integration::pty::Terminal;
 use holdfast_integration::shim::Shim;
-use holdfast_integration::{on_containerds, skip};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -54,10 +54,7 @@ fn crash(shim: i32, signal: Signal) {
 }
 
 fn not_ours(test: &str) -> bool {
-    if peer() {
-        skip(test, "containerd's own shim dies of it");
-    }
-    peer()
+    containerd::not_ours(test, "containerd's own shim dies of it")
 }
 
 fn said_about(containerd: &Containerd) -> Vec<String> {
@@ -72,19 +69,7 @@ fn a_wait_is_answered_by_the_next_image(containerd: &Containerd) {
     if not_ours("a_wait_is_answered_by_the_next_image") {
         return;
     }
-    let mut client = containerd.spawn_run(
-        "box",
-        &["--rm"],
-        &[
-            "sh",
-            "-c",
-            "echo ready; until test -e /tmp/now; do usleep 10000; done; exit 42",
-        ],
-        None,
-    );
-    eventually("the container runs", Duration::from_secs(30), || {
-        client.output().contains("ready").then_some(())
-    });
+    let mut client = containerd.spawn_until_told("box", LIMIT);
     let pid = containerd.task("box").expect("a task").pid;
     let shim = Shim::of(containerd, "box").pid("box");
     crash(shim, Signal::SIGSEGV);
@@ -94,8 +79,7 @@ fn a_wait_is_answered_by_the_next_image(containerd: &Containerd) {
     assert_eq!(Shim::of(containerd, "box").pid("box"), shim);
     // containerd logs the end of any shim, so this is asked for before.
     assert_eq!(said_about(containerd), Vec::<String>::new());
-    let touched = containerd.exec("box", "x", &[], &["touch", "/tmp/now"]);
-    assert_eq!(touched.code(), 0, "{touched}");
+    containerd.tell_to_end("box");
     assert_eq!(client.code(), 42);
 }
 

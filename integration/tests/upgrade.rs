@@ -1,14 +1,13 @@
 //! A running shim is moved to another program, and its containers do not notice.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::Duration;
 
-use holdfast_integration::containerd::{Containerd, peer};
-use holdfast_integration::deadline::{self, Finished, eventually};
+use holdfast_integration::containerd::{self, Containerd};
+use holdfast_integration::deadline::{self, Finished};
 use holdfast_integration::shim::Shim;
-use holdfast_integration::{on_containerds, place, skip};
+use holdfast_integration::{on_containerds, place};
 
 on_containerds! {
     an_upgrade_leaves_containers_alone;
@@ -18,10 +17,7 @@ on_containerds! {
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn not_ours(test: &str) -> bool {
-    if peer() {
-        skip(test, "containerd's own shim has no such thing");
-    }
-    peer()
+    containerd::not_ours(test, "containerd's own shim has no such thing")
 }
 
 fn holdfast(args: &[&str]) -> Finished {
@@ -41,19 +37,7 @@ fn an_upgrade_leaves_containers_alone(containerd: &Containerd) {
     if not_ours("an_upgrade_leaves_containers_alone") {
         return;
     }
-    let mut client = containerd.spawn_run(
-        "box",
-        &["--rm"],
-        &[
-            "sh",
-            "-c",
-            "echo ready; until test -e /tmp/now; do usleep 10000; done; exit 42",
-        ],
-        None,
-    );
-    eventually("the container runs", LIMIT, || {
-        client.output().contains("ready").then_some(())
-    });
+    let mut client = containerd.spawn_until_told("box", LIMIT);
     let pid = containerd.task("box").expect("a task").pid;
     let shim = Shim::of(containerd, "box").pid("box");
     let before = told(shim);
@@ -83,8 +67,7 @@ fn an_upgrade_leaves_containers_alone(containerd: &Containerd) {
     assert_eq!(after["info"]["faults"], 0, "an upgrade is no fault");
     assert_eq!(after["info"]["began"], before["info"]["began"]);
     assert_eq!(containerd.task("box").expect("a task").pid, pid);
-    let touched = containerd.exec("box", "x", &[], &["touch", "/tmp/now"]);
-    assert_eq!(touched.code(), 0, "{touched}");
+    containerd.tell_to_end("box");
     assert_eq!(client.code(), 42);
 }
 
@@ -94,24 +77,19 @@ fn what_cannot_go_on_is_refused_before_anything_changes(containerd: &Containerd)
     }
     containerd.start_task("box", &[], &["sleep", "600"]);
     let shim = Shim::of(containerd, "box").pid("box");
-    let script = |name: &str, text: &str, mode: u32| {
-        let path = containerd.path(name);
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
+    let older = containerd.path("older");
+    place::write_program(&older, "#!/bin/sh\nexit 1\n");
+    let no_program = containerd.path("text");
+    std::fs::write(&no_program, "nothing").unwrap();
     for (program, why) in [
-        (
-            script("older", "#!/bin/sh\nexit 1\n", 0o755),
-            "does not read",
-        ),
+        (older.to_str().unwrap(), "does not read"),
         // Ends well whatever it is asked.
-        ("/bin/true".to_owned(), "does not read"),
-        ("/bin/echo".to_owned(), "does not read"),
-        (script("text", "nothing", 0o644), "cannot be executed"),
-        ("/no/such/file".to_owned(), "No such file"),
+        ("/bin/true", "does not read"),
+        ("/bin/echo", "does not read"),
+        (no_program.to_str().unwrap(), "cannot be executed"),
+        ("/no/such/file", "No such file"),
     ] {
-        let said = holdfast(&["upgrade", "--program", &program, &shim.to_string()]);
+        let said = holdfast(&["upgrade", "--program", program, &shim.to_string()]);
         assert!(said.failed().contains(why), "{program}: {said}");
         assert!(said.stderr.contains("stays as it is"), "{program}: {said}");
         assert_eq!(told(shim)["info"]["images"], 0, "{program}");
