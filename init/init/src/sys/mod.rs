@@ -6,8 +6,22 @@
 #![allow(unsafe_code)]
 
 mod arch;
-mod calls;
+mod attributes;
+mod call;
+mod descriptors;
 mod entry;
+mod files;
 mod mem;
+mod mounts;
+mod privileges;
+mod process;
+mod terminal;
 
-pub(crate) use calls::*;
+pub(crate) use attributes::*;
+pub(crate) use call::*;
+pub(crate) use descriptors::*;
+pub(crate) use files::*;
+pub(crate) use mounts::*;
+pub(crate) use privileges::*;
+pub(crate) use process::*;
+pub(crate) use terminal::*;
