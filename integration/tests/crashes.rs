@@ -312,7 +312,8 @@ fn twenty_containers_survive_a_hundred_crashes(containerd: &Containerd) {
     assert_eq!(said_about(containerd), Vec::<String>::new());
     for (n, (name, client)) in names.iter().zip(&mut clients).enumerate() {
         let told = containerd.exec(name, "end", &[], &["touch", "/tmp/stop"]);
-        assert_eq!(told.code(), 0, "{told}");
+        // What it tells may end the container, and that the exec, before `touch` has ended.
+        assert!(matches!(told.code(), 0 | 137), "{told}");
         if n % 4 == 0 {
             // Some end while there is no image to see it.
             thread::sleep(SPACING);

@@ -19,9 +19,6 @@ on_containerds! {
     a_step_that_always_panics_costs_its_call_alone;
 }
 
-/// Not made good yet: see what is missing in shim/docs/0006.
-const UNANSWERED: &str = "delete-done";
-
 /// Images that live shorter are a loop, which is another matter.
 const SPACING: Duration = Duration::from_millis(600);
 const POD: [&str; 2] = ["--annotation", "io.containerd.runc.v2.group=base"];
@@ -183,43 +180,38 @@ fn a_panic_in_any_step_of_a_container_is_made_good(containerd: &Containerd) {
         "delete",
         "delete-done",
     ];
-    for step in steps {
-        for when in ["before", "after"] {
-            let at = format!("owner/{step}/{when}");
-            if step == UNANSWERED {
-                skip(
-                    &at,
-                    "the open Delete is then answered with NOT_FOUND (shim/docs/0006)",
-                );
-                continue;
-            }
-            thread::sleep(SPACING);
-            base.order(&at, "panic");
-            let mut client = containerd.spawn_run(
-                "box",
-                &[&POD[..], &["--rm"]].concat(),
-                &[
-                    "sh",
-                    "-c",
-                    "trap 'exit 7' TERM; echo ready; while :; do usleep 10000; done",
-                ],
-                None,
-            );
-            eventually("the container runs", Duration::from_secs(30), || {
-                client.output().contains("ready").then_some(())
-            });
-            let script = "echo x >> /tmp/left; exit 3";
-            let done = containerd.exec("box", "x", &[], &["sh", "-c", script]);
-            assert_eq!(done.code(), 3, "{at}: {done}");
-            containerd.ctr_ok(&["tasks", "pause", "box"]);
-            containerd.ctr_ok(&["tasks", "resume", "box"]);
-            let left = containerd.exec("box", "y", &[], &["cat", "/tmp/left"]);
-            assert_eq!(left.ok(), "x\n", "{at}: not once");
-            containerd.ctr_ok(&["tasks", "kill", "--signal", "SIGTERM", "box"]);
-            assert_eq!(client.code(), 7, "{at}");
-            base.happened();
-            base.is_well();
-        }
+    let launches = ["create", "exec"].map(|verb| format!("launch/{verb}/connected"));
+    let places = steps
+        .iter()
+        .flat_map(|step| ["before", "after"].map(|when| format!("owner/{step}/{when}")));
+    for at in places.chain(launches) {
+        thread::sleep(SPACING);
+        base.order(&at, "panic");
+        let mut client = containerd.spawn_run(
+            "box",
+            &[&POD[..], &["--rm"]].concat(),
+            &[
+                "sh",
+                "-c",
+                "trap 'exit 7' TERM; echo ready; while :; do usleep 10000; done",
+            ],
+            None,
+        );
+        eventually("the container runs", Duration::from_secs(30), || {
+            client.output().contains("ready").then_some(())
+        });
+        let script = "echo x >> /tmp/left; exit 3";
+        let done = containerd.exec("box", "x", &[], &["sh", "-c", script]);
+        assert_eq!(done.code(), 3, "{at}: {done}");
+        containerd.ctr_ok(&["tasks", "pause", "box"]);
+        containerd.ctr_ok(&["tasks", "resume", "box"]);
+        let left = containerd.exec("box", "y", &[], &["cat", "/tmp/left"]);
+        assert_eq!(left.ok(), "x\n", "{at}: not once");
+        containerd.ctr_ok(&["tasks", "kill", "--signal", "SIGTERM", "box"]);
+        let code = client.code();
+        assert_eq!(code, 7, "{at}: {}", client.output());
+        base.happened();
+        base.is_well();
     }
     base.end();
 }

@@ -20,7 +20,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,6 +29,7 @@ use holdfast_record::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::resume::descriptor::{Descriptor, Name};
 use crate::resume::inherited::Inherited;
 use crate::resume::{self};
 
@@ -43,7 +44,7 @@ const MAX_EARLY: usize = 4096;
 pub(crate) struct Process {
     pid: u32,
     /// None: it was reaped before we could hold on to it.
-    pidfd: Option<OwnedFd>,
+    pidfd: Option<Descriptor>,
 }
 
 /// A process as the slate has it.
@@ -51,13 +52,13 @@ pub(crate) struct Process {
 pub(crate) struct ProcessRecord {
     /// Its pid.
     pub(crate) pid: u32,
-    /// The number of its pidfd.
-    fd: Option<i32>,
+    /// Its pidfd.
+    fd: Option<Name>,
 }
 
 impl ProcessRecord {
     /// One that is not registered yet.
-    pub(crate) fn new(pid: u32, fd: Option<i32>) -> Self {
+    pub(crate) fn new(pid: u32, fd: Option<Name>) -> Self {
         Self { pid, fd }
     }
 
@@ -65,9 +66,9 @@ impl ProcessRecord {
     pub(crate) fn restore(&self, inherited: &mut Inherited) -> Process {
         Process {
             pid: self.pid,
-            pidfd: self.fd.and_then(|number| {
+            pidfd: self.fd.and_then(|name| {
                 inherited
-                    .descriptor(number)
+                    .descriptor(name)
                     .inspect_err(|error| log::error!("pidfd of process {}: {error}", self.pid))
                     .ok()
             }),
@@ -77,7 +78,7 @@ impl ProcessRecord {
 
 impl Process {
     /// Its pid and its pidfd.
-    pub(crate) fn into_parts(self) -> (u32, Option<OwnedFd>) {
+    pub(crate) fn into_parts(self) -> (u32, Option<Descriptor>) {
         (self.pid, self.pidfd)
     }
 
@@ -85,7 +86,7 @@ impl Process {
     pub(crate) fn record(&self) -> ProcessRecord {
         ProcessRecord {
             pid: self.pid,
-            fd: self.pidfd.as_ref().map(AsRawFd::as_raw_fd),
+            fd: self.pidfd.as_ref().map(Descriptor::name),
         }
     }
 
@@ -204,10 +205,10 @@ impl Reaper {
         let pidfd = sys::pidfd_open(pid).inspect_err(|_| {
             let _ = child.kill();
         })?;
-        Ok(self.watch(pid, pidfd, kept))
+        Ok(self.watch(pid, pidfd.into(), kept))
     }
 
-    fn watch(&self, pid: u32, pidfd: OwnedFd, kept: bool) -> Child {
+    fn watch(&self, pid: u32, pidfd: Descriptor, kept: bool) -> Child {
         let process = Arc::new(Process {
             pid,
             pidfd: Some(pidfd),
@@ -352,7 +353,7 @@ impl Launch {
     ///
     /// # Errors
     /// [`AdoptError`] when it is not our child.
-    pub(crate) fn adopt(&self, pid: u32, pidfd: Option<OwnedFd>) -> Result<Child, AdoptError> {
+    pub(crate) fn adopt(&self, pid: u32, pidfd: Option<Descriptor>) -> Result<Child, AdoptError> {
         let which = match &pidfd {
             Some(pidfd) => Children::Pidfd(pidfd.as_fd()),
             None => Children::Pid(pid),
@@ -362,7 +363,10 @@ impl Launch {
                 let pidfd = match pidfd {
                     Some(pidfd) => pidfd,
                     None => {
-                        sys::pidfd_open(pid).map_err(|source| AdoptError::Wait { pid, source })?
+                        let pidfd = sys::pidfd_open(pid);
+                        pidfd
+                            .map_err(|source| AdoptError::Wait { pid, source })?
+                            .into()
                     }
                 };
                 let child = self.reaper.watch(pid, pidfd, true);
@@ -377,7 +381,7 @@ impl Launch {
         }
     }
 
-    fn claim_early(&self, pid: u32, pidfd: Option<OwnedFd>) -> Result<Child, AdoptError> {
+    fn claim_early(&self, pid: u32, pidfd: Option<Descriptor>) -> Result<Child, AdoptError> {
         let mut table = self.reaper.table();
         let index = table
             .early
@@ -476,7 +480,9 @@ mod tests {
                 reaper.sweep();
                 assert!(start.elapsed().as_secs() < 10, "the orphan was not reaped");
             }
-            let mut adopted = launch.adopt(orphan.id(), pidfd).unwrap();
+            let mut adopted = launch
+                .adopt(orphan.id(), pidfd.map(Descriptor::from))
+                .unwrap();
             assert_eq!(
                 adopted.ended.try_recv().unwrap().status,
                 ExitStatus::Exited(9)

@@ -11,7 +11,7 @@ mod said;
 mod working;
 
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use holdfast_record::{ContainerId, Deadline, ExitStatus, Namespace, Reason};
 
 use crate::options::Options;
 use crate::reaper::{Child, Launch, Reaper};
+use crate::resume::descriptor::{Descriptor, Name};
 use crate::resume::{self, image};
 use crate::sys::ChildSetup;
 use job::{Job, Kept, now_ms, verb_of};
@@ -129,11 +130,16 @@ impl Runtime {
     }
 
     /// A terminal has come for a job: in this step it is on the slate.
-    pub(crate) fn keep_master(&self, what: &str, master: &OwnedFd) {
+    pub(crate) fn keep_master(&self, what: &str, master: &Descriptor) {
         let key = job_key(&self.id, what);
         if resume::has(&key) {
-            resume::put(&format!("{key}#master"), &master.as_raw_fd().to_le_bytes());
+            resume::put_json(&format!("{key}#master"), &master.name());
         }
+    }
+
+    /// A job's terminal is connected: in this step it is on the slate as part of the process' stdio.
+    pub(crate) fn forget_master(&self, what: &str) {
+        resume::remove(&format!("{}#master", job_key(&self.id, what)));
     }
 
     /// Forgets a job: somebody has made something of its end.
@@ -380,7 +386,7 @@ impl Runtime {
         setup: ChildSetup,
         call: &Call,
         log: &Path,
-        make: Option<(Option<i32>, &Path)>,
+        make: Option<(Option<Name>, &Path)>,
     ) -> Result<Working, RuntimeError> {
         // A child that is started is on the slate in the same step.
         let _step = resume::step();
@@ -412,6 +418,9 @@ impl Runtime {
             key: call.kept.as_ref().map(|what| job_key(&self.id, what)),
         };
         kept.change(|_| {});
+        if let Some(io) = &call.io {
+            io.given();
+        }
         Ok(Working {
             child: Some(child),
             ended: None,

@@ -10,7 +10,6 @@ use holdfast_record::logging::{self, Places};
 use holdfast_record::{ContainerId, Namespace};
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
-use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -276,8 +275,8 @@ async fn accept(listener: AsyncFd<std::os::unix::net::UnixListener>, service: Ar
             match listener.get_ref().accept() {
                 Ok((socket, _)) if is_same_user(&socket) => socket
                     .set_nonblocking(true)
-                    .and_then(|()| UnixStream::from_std(socket))
-                    .map(|socket| Some(Connection::new(socket))),
+                    .and_then(|()| Connection::new(socket))
+                    .map(Some),
                 Ok(_) => {
                     log::warn!("refused a connection of another user");
                     Ok(None)

@@ -15,6 +15,8 @@ use holdfast_record::ExitStatus;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::resume::descriptor::Descriptor;
+
 /// Result of a system call that reports failure as -1 and errno.
 fn check(ret: libc::c_long) -> io::Result<libc::c_long> {
     if ret < 0 {
@@ -178,9 +180,12 @@ pub(crate) fn prepare_child(command: &mut Command, setup: ChildSetup) {
 ///
 /// # Errors
 /// `EPERM` for what epoll(7) cannot watch.
-pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<File>> {
-    // SAFETY: a File owns one open descriptor and names the same one for all its life.
-    Ok(unsafe { AsyncFd::register_with_interest(File::from(fd), interest) }?)
+pub(crate) fn watch(
+    fd: impl Into<Descriptor>,
+    interest: Interest,
+) -> io::Result<AsyncFd<Descriptor>> {
+    // SAFETY: a Descriptor owns one open descriptor and names the same one for all its life.
+    Ok(unsafe { AsyncFd::register_with_interest(fd.into(), interest) }?)
 }
 
 /// Registers a listening socket with the event loop.
@@ -450,7 +455,7 @@ pub(crate) struct Received {
     /// Bytes of the message; 0 is end of file.
     pub(crate) len: usize,
     /// The descriptor that came along, close-on-exec.
-    pub(crate) fd: Option<OwnedFd>,
+    pub(crate) fd: Option<Descriptor>,
 }
 
 /// Receives a message and the descriptor that may come with it (`SCM_RIGHTS`).
@@ -495,7 +500,7 @@ pub(crate) fn receive_with_fd(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::
     }
     Ok(Received {
         len: usize::try_from(len).unwrap_or(0),
-        fd,
+        fd: fd.map(Descriptor::from),
     })
 }
 

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use serde::de::DeserializeOwned;
 
+use super::descriptor::{Descriptor, Name};
 use super::sys;
 
 /// See the module. What is not taken is closed at the end.
@@ -50,11 +51,11 @@ impl Inherited {
     ///
     /// # Errors
     /// `EBADF` when it did not come with us, or has been taken.
-    pub(crate) fn descriptor(&mut self, number: RawFd) -> io::Result<OwnedFd> {
-        if !self.open.remove(&number) {
+    pub(crate) fn descriptor(&mut self, name: Name) -> io::Result<Descriptor> {
+        if !self.open.remove(&name.number()) {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
-        sys::inherit(number)
+        sys::inherit(name.number()).map(Descriptor::from)
     }
 
     /// The highest number of the keys that are `prefix` and a number.

@@ -7,6 +7,7 @@
 //! | [`request`] | which RPC is being answered, and what was answered to those of the image before |
 //! | [`image`] | the life of an image: handlers, watchdog, its report, how often it came to an end |
 //! | [`upgrade`] | another program takes over, and what an operator may ask |
+//! | [`descriptor`] | descriptors that the slate names |
 //! | [`inherited`] | descriptors and values that came from the image before |
 //! | `sys` | signal handlers and execve(2) |
 //!
@@ -27,10 +28,10 @@
 //! | `box/ID`, `state/ID`, `spec/ID/EXEC` | a container: what never changes, what does, its execs' programs | `task::owner::keep` |
 //! | `job/ID/WHAT` | a runtime at work | `runtime` |
 //! | `io/N`, `pump/N`, `left/N`, `sent/N` | stdio of a process, its streams, and what is read but not written | `stdio` |
-//! | `event/N` | an event that containerd has not acknowledged | `publisher` |
 //!
 //! Where no slate was set up (tests, the actions that are not the server) all of this does nothing.
 
+pub(crate) mod descriptor;
 pub(crate) mod image;
 pub(crate) mod inherited;
 pub(crate) mod request;
@@ -39,9 +40,11 @@ mod symbols;
 mod sys;
 pub(crate) mod upgrade;
 
+use std::fs::File;
 use std::marker::PhantomData;
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use slate::Slate;
@@ -50,11 +53,14 @@ use slate::Slate;
 struct Shared {
     slate: Option<Slate>,
     steps: u32,
+    /// Dropped descriptors, to be closed when the slate does not name them any more.
+    leaving: Vec<Arc<File>>,
 }
 
 static SHARED: Mutex<Shared> = Mutex::new(Shared {
     slate: None,
     steps: 0,
+    leaving: Vec::new(),
 });
 /// Whether there is a slate: looked at without the lock, for those who have nothing to do otherwise.
 static ON: AtomicBool = AtomicBool::new(false);
@@ -70,20 +76,40 @@ fn set_up(slate: Slate) {
 }
 
 impl Shared {
-    fn settle(&mut self) {
+    /// At the end of a step: writes what it has put on the slate. What comes back may be closed now.
+    fn settle(&mut self) -> Vec<Arc<File>> {
         if self.steps > 0 {
-            return;
+            return Vec::new();
         }
-        if let Some(slate) = &mut self.slate
-            && let Err(error) = slate.commit()
-        {
+        let Some(slate) = &mut self.slate else {
+            return std::mem::take(&mut self.leaving);
+        };
+        if let Err(error) = slate.commit() {
             // What it says is not true any more; better no next image than one that is wrong.
             log::error!("the slate takes nothing ({error}): a fault would end this shim for good");
             ON.store(false, Ordering::SeqCst);
             self.slate = None;
             sys::disarm();
+            return std::mem::take(&mut self.leaving);
         }
+        self.leaving
+            .extract_if(.., |file| !slate.names(file.as_raw_fd()))
+            .collect()
     }
+}
+
+/// Closes a descriptor as soon as the slate does not name it.
+fn close_later(file: Arc<File>) {
+    if !is_on() {
+        return;
+    }
+    let left = {
+        let mut shared = shared();
+        shared.leaving.push(file);
+        shared.settle()
+    };
+    // Without the lock: closing may take its time.
+    drop(left);
 }
 
 /// While this lives, what is put on the slate waits for its end, to be there all at once; and a crash
@@ -101,11 +127,12 @@ pub(crate) fn step() -> Step {
 
 impl Drop for Step {
     fn drop(&mut self) {
-        {
+        let left = {
             let mut shared = shared();
             shared.steps -= 1;
-            shared.settle();
-        }
+            shared.settle()
+        };
+        drop(left);
         sys::leave_step();
     }
 }
@@ -120,16 +147,24 @@ pub(crate) fn is_on() -> bool {
     ON.load(Ordering::Relaxed)
 }
 
-/// Puts bytes under a key.
-pub(crate) fn put(key: &str, value: &[u8]) {
+/// Changes the slate; at once outside of a step.
+fn change(change: impl FnOnce(&mut Slate)) {
     if !is_on() {
         return;
     }
-    let mut shared = shared();
-    if let Some(slate) = &mut shared.slate {
-        slate.put(key, value);
-    }
-    shared.settle();
+    let left = {
+        let mut shared = shared();
+        if let Some(slate) = &mut shared.slate {
+            change(slate);
+        }
+        shared.settle()
+    };
+    drop(left);
+}
+
+/// Puts bytes under a key.
+pub(crate) fn put(key: &str, value: &[u8]) {
+    change(|slate| slate.put(key, value, Vec::new()));
 }
 
 /// This request's signal has been sent: from now on, whatever the step comes to that sent it.
@@ -148,41 +183,29 @@ fn put_now(key: &str, value: &[u8]) {
     }
 }
 
-/// Puts a value under a key, as JSON.
+/// Puts a value under a key, as JSON; the descriptors that it names stay open until it is removed or replaced.
 pub(crate) fn put_json(key: &str, value: &impl Serialize) {
     if !is_on() {
         return;
     }
-    match serde_json::to_vec(value) {
-        Ok(bytes) => put(key, &bytes),
+    match descriptor::to_json(value) {
+        Ok((bytes, names)) => change(|slate| slate.put(key, &bytes, names)),
         Err(error) => log::error!("{key} cannot be kept: {error}"),
     }
 }
 
 /// Removes a key.
 pub(crate) fn remove(key: &str) {
-    if !is_on() {
-        return;
-    }
-    let mut shared = shared();
-    if let Some(slate) = &mut shared.slate {
-        slate.remove(key);
-    }
-    shared.settle();
+    change(|slate| slate.remove(key));
 }
 
 /// Removes every key that begins with `prefix`.
 pub(crate) fn remove_all(prefix: &str) {
-    if !is_on() {
-        return;
-    }
-    let mut shared = shared();
-    if let Some(slate) = &mut shared.slate {
+    change(|slate| {
         for key in slate.keys(prefix) {
             slate.remove(&key);
         }
-    }
-    shared.settle();
+    });
 }
 
 /// Whether there is something under a key.

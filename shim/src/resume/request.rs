@@ -7,12 +7,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::ttrpc::proto::Code;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::fault::Fault;
 
@@ -157,6 +157,34 @@ pub(crate) async fn rejoin<T: DeserializeOwned>() -> Option<Result<T, Fault>> {
         }
         changed.await;
     }
+}
+
+/// How many requests of the image before have not reached their handlers yet.
+static UNHEARD: LazyLock<watch::Sender<usize>> = LazyLock::new(watch::Sender::default);
+
+/// A request of the image before, until its handler has begun with it.
+#[derive(Debug)]
+pub(crate) struct Unheard(());
+
+impl Unheard {
+    /// One more.
+    pub(crate) fn new() -> Self {
+        UNHEARD.send_modify(|count| *count += 1);
+        Self(())
+    }
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        UNHEARD.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Waits until every request of the image before has found what it asks for. What was begun goes on only
+/// then: a Delete that is done before its request has come again would answer it with `NOT_FOUND`.
+pub(crate) async fn all_heard() {
+    // Err: the sender is gone, which it never is.
+    let _ = UNHEARD.subscribe().wait_for(|count| *count == 0).await;
 }
 
 /// Where an RPC's answer goes. A client that is gone is no reason to stop.

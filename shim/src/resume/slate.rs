@@ -11,14 +11,15 @@
 //! is never mapped, so no stray pointer damages it, and pwrite(2) to a memory file is not torn by any
 //! signal but SIGKILL: no checksums.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 /// Version of the format: of this file, and of all that is put on it.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 /// Where the report of a crash lies.
 pub(crate) const REPORT_AT: u64 = 1024;
 const MAGIC: u32 = 0x6866_736c;
@@ -52,15 +53,24 @@ pub(crate) enum SlateError {
     },
 }
 
+/// What is known of a value without reading it.
+#[derive(Debug, Default)]
+struct Live {
+    len: usize,
+    /// Descriptors that it names.
+    names: Vec<RawFd>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Slate {
     file: File,
     start: u64,
     end: u64,
-    /// Every key with the length of its value.
-    live: HashMap<Box<str>, usize>,
+    live: HashMap<Box<str>, Live>,
     live_bytes: u64,
+    /// How many keys name a descriptor.
+    named: HashMap<RawFd, u32>,
     /// Operations of the step under way.
     pending: Vec<u8>,
 }
@@ -120,6 +130,7 @@ impl Slate {
             end: RECORDS_AT,
             live: HashMap::new(),
             live_bytes: 0,
+            named: HashMap::new(),
             pending: Vec::new(),
         };
         slate.point_at(RECORDS_AT)?;
@@ -175,12 +186,20 @@ impl Slate {
             }
             rest = after;
         }
-        let live: HashMap<Box<str>, usize> = values
+        // Which descriptors they name is known again when they are put again.
+        let live: HashMap<Box<str>, Live> = values
             .iter()
-            .map(|(key, value)| (key.as_str().into(), value.len()))
+            .map(|(key, value)| {
+                let live = Live {
+                    len: value.len(),
+                    names: Vec::new(),
+                };
+                (key.as_str().into(), live)
+            })
             .collect();
         let slate = Self {
-            live_bytes: live.iter().map(|(key, len)| cost(key, *len)).sum(),
+            live_bytes: live.iter().map(|(key, live)| cost(key, live.len)).sum(),
+            named: HashMap::new(),
             end: start + (bytes.len() - rest.len()) as u64,
             start,
             file,
@@ -229,20 +248,44 @@ impl Slate {
             .collect()
     }
 
-    /// Puts `value` under `key` with the next [`Slate::commit`].
-    pub(crate) fn put(&mut self, key: &str, value: &[u8]) {
+    /// Whether a key names this descriptor.
+    pub(crate) fn names(&self, descriptor: RawFd) -> bool {
+        self.named.contains_key(&descriptor)
+    }
+
+    /// Puts `value`, which names these descriptors, under `key` with the next [`Slate::commit`].
+    pub(crate) fn put(&mut self, key: &str, value: &[u8], names: Vec<RawFd>) {
         encode(&mut self.pending, key, Some(value));
         self.live_bytes += cost(key, value.len());
-        if let Some(old) = self.live.insert(key.into(), value.len()) {
-            self.live_bytes = self.live_bytes.saturating_sub(cost(key, old));
+        for name in &names {
+            *self.named.entry(*name).or_default() += 1;
+        }
+        let live = Live {
+            len: value.len(),
+            names,
+        };
+        if let Some(old) = self.live.insert(key.into(), live) {
+            self.forget(key, &old);
         }
     }
 
     /// Removes `key` with the next [`Slate::commit`].
     pub(crate) fn remove(&mut self, key: &str) {
         if let Some(old) = self.live.remove(key) {
-            self.live_bytes = self.live_bytes.saturating_sub(cost(key, old));
+            self.forget(key, &old);
             encode(&mut self.pending, key, None);
+        }
+    }
+
+    fn forget(&mut self, key: &str, old: &Live) {
+        self.live_bytes = self.live_bytes.saturating_sub(cost(key, old.len));
+        for name in &old.names {
+            if let Entry::Occupied(mut count) = self.named.entry(*name) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
         }
     }
 
@@ -252,7 +295,7 @@ impl Slate {
     /// As [`Slate::commit`].
     pub(crate) fn put_now(&mut self, key: &str, value: &[u8]) -> io::Result<()> {
         let step = std::mem::take(&mut self.pending);
-        self.put(key, value);
+        self.put(key, value, Vec::new());
         let done = self.commit();
         self.pending = step;
         done
@@ -358,9 +401,9 @@ mod tests {
     #[test]
     fn what_is_not_committed_is_not_there() {
         let mut slate = empty();
-        slate.put("a", b"1");
+        slate.put("a", b"1", vec![3]);
         slate.commit().unwrap();
-        slate.put("a", b"2");
+        slate.put("a", b"2", Vec::new());
         slate.remove("a");
         assert_eq!(again(&slate).get("a").unwrap(), b"1");
         slate.commit().unwrap();
@@ -368,11 +411,25 @@ mod tests {
     }
 
     #[test]
+    fn a_descriptor_is_named_as_long_as_a_key_names_it() {
+        let mut slate = empty();
+        slate.put("a", b"", vec![7, 8]);
+        slate.put("b", b"", vec![7]);
+        slate.put("a", b"", vec![8, 9]);
+        assert_eq!([7, 8, 9].map(|n| slate.names(n)), [true; 3]);
+        slate.remove("b");
+        slate.put("a", b"", vec![9]);
+        assert_eq!([7, 8, 9].map(|n| slate.names(n)), [false, false, true]);
+        slate.remove("a");
+        assert!(slate.named.is_empty());
+    }
+
+    #[test]
     fn it_stays_short_however_often_it_is_written() {
         let mut slate = empty();
         for n in 0..20_000u32 {
-            slate.put("state", &[0; 300]);
-            slate.put("number", &n.to_le_bytes());
+            slate.put("state", &[0; 300], Vec::new());
+            slate.put("number", &n.to_le_bytes(), Vec::new());
             slate.commit().unwrap();
         }
         assert_eq!(
@@ -400,7 +457,7 @@ mod tests {
                     match value {
                         Some(len) => {
                             let value = vec![u8::try_from(len % 251).unwrap(); len];
-                            slate.put(&key, &value);
+                            slate.put(&key, &value, Vec::new());
                             model.insert(key, value);
                         }
                         None => {
@@ -414,7 +471,7 @@ mod tests {
             }
             let (mut reopened, values) = Slate::open(slate.file.try_clone().unwrap()).unwrap();
             prop_assert_eq!(&values, &model);
-            reopened.put("new", b"x");
+            reopened.put("new", b"x", Vec::new());
             reopened.commit().unwrap();
             model.insert("new".to_owned(), b"x".to_vec());
             prop_assert_eq!(again(&reopened), model);

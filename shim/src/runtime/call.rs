@@ -2,8 +2,10 @@
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::stdio::ProcessIo;
 use crate::stdio::console::ConsoleRecord;
 
 /// Descriptors for the runtime's stdin, stdout and stderr, which `create` and `exec` hand on.
@@ -26,6 +28,8 @@ pub(crate) struct Call {
     pub(crate) arguments: Vec<OsString>,
     /// What the process inherits.
     pub(crate) stdio: ChildStdio,
+    /// Whose they are: until the runtime has them they are kept for the next image.
+    pub(crate) io: Option<Arc<ProcessIo>>,
     /// How long it may take.
     pub(crate) limit: Duration,
     /// As what it is kept for the next image ([`job_key`]); none: it is done again by whoever needs it.
@@ -41,6 +45,7 @@ impl Call {
             verb,
             arguments: Vec::new(),
             stdio: ChildStdio::default(),
+            io: None,
             limit,
             kept: None,
             console: None,

@@ -1,6 +1,5 @@
 //! A call at work as the slate has it, so that the next image can go on with it.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::reaper::{Child, Launch, ProcessRecord, Reaper, forget_end};
 use crate::resume;
+use crate::resume::descriptor::{Descriptor, Name};
 use crate::resume::inherited::Inherited;
 use crate::stdio::console::{ConsoleRecord, ConsoleSocket};
 
@@ -21,7 +21,7 @@ pub(crate) struct Job {
     /// When its time is over, milliseconds since 1970.
     pub(super) until: u64,
     /// Our end of the barrier.
-    pub(super) socket: Option<i32>,
+    pub(super) socket: Option<Name>,
     pub(super) pid_file: PathBuf,
     /// The process it has made.
     pub(super) registered: Option<ProcessRecord>,
@@ -41,12 +41,12 @@ pub(crate) struct RestoredJob {
     pub(super) key: String,
     pub(super) job: Job,
     pub(super) child: Option<Child>,
-    pub(super) socket: Option<OwnedFd>,
-    pub(super) registered: Option<(u32, Option<OwnedFd>)>,
+    pub(super) socket: Option<Descriptor>,
+    pub(super) registered: Option<(u32, Option<Descriptor>)>,
     /// See [`Job`].
     pub(crate) console: Option<ConsoleSocket>,
     /// The terminal, if it has come.
-    pub(crate) master: Option<OwnedFd>,
+    pub(crate) master: Option<Descriptor>,
     pub(super) launch: Option<Launch>,
     /// The process it has made is known to its owner.
     pub(super) owned: bool,
@@ -62,20 +62,16 @@ impl RestoredJob {
         inherited: &mut Inherited,
     ) -> Option<Self> {
         let job: Job = inherited.json(key)?;
-        let master = inherited.bytes(&format!("{key}#master")).and_then(|bytes| {
-            bytes
-                .first_chunk::<4>()
-                .map(|four| i32::from_le_bytes(*four))
-        });
+        let master: Option<Name> = inherited.json(&format!("{key}#master"));
         let child = match job.ended {
             Some(_) => None,
             None => Some(reaper.watch_again(Arc::new(job.child.restore(inherited)), true)),
         };
-        let mut descriptor = |number: Option<i32>| {
-            number.and_then(|number| {
+        let mut descriptor = |name: Option<Name>| {
+            name.and_then(|name| {
                 inherited
-                    .descriptor(number)
-                    .inspect_err(|error| log::error!("{key}: descriptor {number}: {error}"))
+                    .descriptor(name)
+                    .inspect_err(|error| log::error!("{key}: {name:?}: {error}"))
                     .ok()
             })
         };
@@ -95,6 +91,11 @@ impl RestoredJob {
             .as_ref()
             .filter(|_| master.is_none())
             .and_then(|console| console.restore(inherited));
+        // It names its descriptors again.
+        resume::put_json(key, &job);
+        if let Some(master) = &master {
+            resume::put_json(&format!("{key}#master"), &master.name());
+        }
         Some(Self {
             key: key.to_owned(),
             job,

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use holdfast_record::Deadline;
 use holdfast_record::barrier::{self, Frame};
+use tokio::io::unix::AsyncFd;
 
 use super::Runtime;
 use super::call::Call;
 use super::error::RuntimeError;
 use super::working::{Working, end_of, finish, overdue, receive};
 use crate::reaper::{Child, Launch, Reaper};
+use crate::resume::descriptor::Descriptor;
 use crate::sys::{self, ChildSetup};
 
 /// Number of the barrier's descriptor in the runtime.
@@ -22,7 +24,7 @@ const BARRIER_FD: i32 = 3;
 /// What the shim's side of the barrier needs.
 pub(super) struct Attending<'a> {
     pub(super) working: Working,
-    pub(super) socket: OwnedFd,
+    pub(super) socket: Descriptor,
     pub(super) launch: &'a Launch,
     pub(super) verb: &'static str,
     pub(super) log: &'a Path,
@@ -63,7 +65,8 @@ impl Runtime {
             parent_death_signal: Some(libc::SIGKILL),
             own_group: true,
         };
-        let barrier = Some((Some(ours.as_raw_fd()), pid_file));
+        let ours = Descriptor::from(ours);
+        let barrier = Some((Some(ours.name()), pid_file));
         let working = self.spawn(reaper, command, setup, call, log, barrier)?;
         let at = Attending {
             working,
@@ -81,7 +84,7 @@ impl Runtime {
     pub(super) async fn attend<F>(
         &self,
         at: Attending<'_>,
-        early: Option<(u32, Option<OwnedFd>)>,
+        early: Option<(u32, Option<Descriptor>)>,
         register: &impl Fn(Child) -> F,
     ) -> Result<(), RuntimeError>
     where
@@ -105,7 +108,7 @@ impl Runtime {
                     .adopt(pid, Some(pidfd))
                     .map_err(|source| RuntimeError::Adopt { verb, source })?;
                 if !register(made).await {
-                    drop(socket);
+                    hang_up(&socket);
                     let _ = finish(&mut working, deadline, verb).await;
                     return Err(RuntimeError::GivenUp { verb });
                 }
@@ -153,7 +156,7 @@ impl Runtime {
                         .map_err(|source| RuntimeError::Adopt { verb, source })?;
                     if !register(made).await {
                         // Without the answer the runtime kills what it made.
-                        drop(socket);
+                        hang_up(&socket);
                         let _ = finish(&mut working, deadline, verb).await;
                         return Err(RuntimeError::GivenUp { verb });
                     }
@@ -186,6 +189,14 @@ impl Runtime {
                 reason: None,
             })
         }
+    }
+}
+
+/// End of file for the runtime, however long our end stays open for the next image.
+fn hang_up(socket: &AsyncFd<Descriptor>) {
+    use nix::sys::socket::{Shutdown, shutdown};
+    if let Err(errno) = shutdown(socket.get_ref().as_raw_fd(), Shutdown::Both) {
+        log::debug!("hang up at the barrier: {errno}");
     }
 }
 

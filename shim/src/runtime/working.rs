@@ -1,6 +1,5 @@
 //! A runtime that works: its end, its deadline, and what is kept of it meanwhile.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use super::error::RuntimeError;
 use super::job::{Kept, RestoredJob, now_ms, verb_of};
 use crate::look::describe;
 use crate::reaper::{Child, ProcessRecord};
+use crate::resume::descriptor::Descriptor;
 use crate::{resume, sys};
 
 /// A runtime at work. Dropped before its end it is killed with all it started: the one who
@@ -96,7 +96,7 @@ impl Working {
     }
 
     /// Lets the process run that the runtime has made; once.
-    pub(super) fn acknowledge(&mut self, socket: &AsyncFd<File>, verb: &str) {
+    pub(super) fn acknowledge(&mut self, socket: &AsyncFd<Descriptor>, verb: &str) {
         let _step = resume::step();
         if self.kept.job.as_ref().is_some_and(|job| job.acknowledged) {
             return;
@@ -173,7 +173,7 @@ pub(super) fn receive(
     if let Ok(Frame::Registered { pid }) =
         Frame::decode(buffer.get(..received.len).unwrap_or_default())
     {
-        let process = ProcessRecord::new(pid, received.fd.as_ref().map(AsRawFd::as_raw_fd));
+        let process = ProcessRecord::new(pid, received.fd.as_ref().map(Descriptor::name));
         kept.change(|job| job.registered = Some(process));
     }
     Ok(received)

@@ -1,8 +1,9 @@
 //! Receives the master of a terminal from the runtime over a socket (`--console-socket`).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::resume::descriptor::{Descriptor, Name};
 use crate::resume::inherited::Inherited;
 use crate::resume::{self, image};
 use crate::sys;
@@ -69,19 +71,19 @@ pub(crate) enum ConsoleError {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ConsoleRecord {
     dir: PathBuf,
-    fd: i32,
+    fd: Name,
 }
 
 impl ConsoleRecord {
     /// The socket again, in the next image.
     pub(crate) fn restore(&self, inherited: &mut Inherited) -> Option<ConsoleSocket> {
-        let listener = inherited
+        let (held, listener) = inherited
             .descriptor(self.fd)
-            .map(std::os::unix::net::UnixListener::from)
-            .and_then(sys::watch_listener)
+            .and_then(listen_on)
             .inspect_err(|error| log::error!("{}: {error}", self.dir.display()))
             .ok()?;
         Some(ConsoleSocket {
+            held,
             dir: self.dir.clone(),
             path: self.dir.join("s"),
             listener,
@@ -89,12 +91,20 @@ impl ConsoleRecord {
     }
 }
 
+/// A socket for the slate, and for the event loop.
+fn listen_on(held: Descriptor) -> io::Result<(Descriptor, AsyncFd<UnixListener>)> {
+    let listener = UnixListener::from(OwnedFd::from(held.try_clone()?));
+    Ok((held, sys::watch_listener(listener)?))
+}
+
 /// The socket, in a directory of its own that only root may enter; both go with it.
 #[derive(Debug)]
 pub(crate) struct ConsoleSocket {
     dir: PathBuf,
     path: PathBuf,
-    listener: AsyncFd<std::os::unix::net::UnixListener>,
+    /// What the slate names.
+    held: Descriptor,
+    listener: AsyncFd<UnixListener>,
 }
 
 impl ConsoleSocket {
@@ -125,11 +135,11 @@ impl ConsoleSocket {
             .create(&dir)
             .map_err(failed("create", &dir))?;
         let path = dir.join("s");
-        let listener = std::os::unix::net::UnixListener::bind(&path).and_then(|listener| {
+        let listener = UnixListener::bind(&path).and_then(|listener| {
             listener.set_nonblocking(true)?;
-            sys::watch_listener(listener)
+            listen_on(listener.into())
         });
-        let listener = match listener {
+        let (held, listener) = match listener {
             Ok(listener) => listener,
             Err(error) => {
                 let _ = std::fs::remove_dir_all(&dir);
@@ -139,6 +149,7 @@ impl ConsoleSocket {
         Ok(Self {
             dir,
             path,
+            held,
             listener,
         })
     }
@@ -147,7 +158,7 @@ impl ConsoleSocket {
     pub(crate) fn record(&self) -> ConsoleRecord {
         ConsoleRecord {
             dir: self.dir.clone(),
-            fd: self.listener.get_ref().as_raw_fd(),
+            fd: self.held.name(),
         }
     }
 
@@ -160,7 +171,10 @@ impl ConsoleSocket {
     ///
     /// # Errors
     /// [`ConsoleError`].
-    pub(crate) async fn receive(&self, keep: impl Fn(&OwnedFd)) -> Result<OwnedFd, ConsoleError> {
+    pub(crate) async fn receive(
+        &self,
+        keep: impl Fn(&Descriptor),
+    ) -> Result<Descriptor, ConsoleError> {
         let failed = |step| {
             let path = self.path.clone();
             move |source| ConsoleError::Io { step, path, source }
@@ -191,7 +205,7 @@ impl ConsoleSocket {
                 }
             };
             // A runtime that sends after its success: none of ours does.
-            let stream = sys::watch(stream.into(), Interest::READABLE).map_err(failed("watch"))?;
+            let stream = sys::watch(stream, Interest::READABLE).map_err(failed("watch"))?;
             let mut buffer = [0u8; 4096];
             let received = stream
                 .async_io(Interest::READABLE, |stream| {

@@ -1,8 +1,6 @@
 //! Copies one stream on the event loop, without a thread and without memory while idle.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
+use crate::resume::descriptor::{Descriptor, Name};
 use crate::resume::inherited::Inherited;
 use crate::resume::{self};
 use crate::sys;
@@ -31,7 +30,7 @@ fn patience() -> Duration {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct PumpRecord {
     stream: String,
-    source: i32,
+    source: Name,
     sink: SinkRecord,
     /// Milliseconds after which output is dropped; none: never.
     drop_after: Option<u64>,
@@ -39,9 +38,9 @@ pub(super) struct PumpRecord {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum SinkRecord {
-    Pipe(i32),
-    Fifo(i32, i32),
-    File(i32),
+    Pipe(Name),
+    Fifo(Name, Name),
+    File(Name),
     Nowhere,
 }
 
@@ -116,13 +115,13 @@ impl Pump {
         let kept = Kept(NUMBER.fetch_add(1, Ordering::Relaxed) + 1);
         let record = PumpRecord {
             stream: stream.to_owned(),
-            source: source.0.get_ref().as_raw_fd(),
+            source: source.0.get_ref().name(),
             sink: match &sink {
-                Sink::Pipe(fd) => SinkRecord::Pipe(fd.get_ref().as_raw_fd()),
+                Sink::Pipe(fd) => SinkRecord::Pipe(fd.get_ref().name()),
                 Sink::Fifo { writer, _keepalive } => {
-                    SinkRecord::Fifo(writer.get_ref().as_raw_fd(), _keepalive.as_raw_fd())
+                    SinkRecord::Fifo(writer.get_ref().name(), _keepalive.name())
                 }
-                Sink::File(file) => SinkRecord::File(file.as_raw_fd()),
+                Sink::File(file) => SinkRecord::File(file.name()),
                 Sink::Nowhere => SinkRecord::Nowhere,
             },
             drop_after: match policy {
@@ -164,12 +163,14 @@ impl Pump {
                 kept.left(&left);
             }
         }
+        // It names its descriptors again.
+        resume::put_json(&kept.key(), &record);
         let mut take = |fd| inherited.descriptor(fd);
         let opened = (|| {
             let sink = match record.sink {
                 SinkRecord::Pipe(fd) => Sink::pipe(take(fd)?)?,
                 SinkRecord::Fifo(writer, keepalive) => Sink::fifo(take(writer)?, take(keepalive)?)?,
-                SinkRecord::File(fd) => Sink::File(Arc::new(File::from(take(fd)?))),
+                SinkRecord::File(fd) => Sink::File(Arc::new(take(fd)?)),
                 SinkRecord::Nowhere => Sink::Nowhere,
             };
             Ok::<_, io::Error>((Source::new(take(record.source)?)?, sink))
@@ -200,11 +201,11 @@ impl Pump {
 
 /// Where bytes come from.
 #[derive(Debug)]
-pub(super) struct Source(AsyncFd<File>);
+pub(super) struct Source(AsyncFd<Descriptor>);
 
 impl Source {
     /// A non-blocking pipe, fifo or terminal.
-    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(fd: impl Into<Descriptor>) -> io::Result<Self> {
         sys::watch(fd, Interest::READABLE).map(Self)
     }
 }
@@ -213,33 +214,36 @@ impl Source {
 #[derive(Debug)]
 pub(super) enum Sink {
     /// A pipe or terminal.
-    Pipe(AsyncFd<File>),
+    Pipe(AsyncFd<Descriptor>),
     /// A fifo, with the reader of ours that keeps it from breaking.
     Fifo {
         /// What is written to.
-        writer: AsyncFd<File>,
+        writer: AsyncFd<Descriptor>,
         /// Only held.
-        _keepalive: OwnedFd,
+        _keepalive: Descriptor,
     },
     /// A regular file. Written on a thread of its own: its disk may hang, and the event loop
     /// must not.
-    File(Arc<File>),
+    File(Arc<Descriptor>),
     /// Read and forgotten.
     Nowhere,
 }
 
 impl Sink {
     /// A non-blocking pipe or terminal.
-    pub(super) fn pipe(fd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn pipe(fd: impl Into<Descriptor>) -> io::Result<Self> {
         sys::watch(fd, Interest::WRITABLE).map(Self::Pipe)
     }
 
     /// A fifo; `keepalive` reads it, so that a client that leaves does not break it.
-    pub(super) fn fifo(writer: OwnedFd, keepalive: OwnedFd) -> io::Result<Self> {
+    pub(super) fn fifo(
+        writer: impl Into<Descriptor>,
+        keepalive: impl Into<Descriptor>,
+    ) -> io::Result<Self> {
         let writer = sys::watch(writer, Interest::WRITABLE)?;
         Ok(Self::Fifo {
             writer,
-            _keepalive: keepalive,
+            _keepalive: keepalive.into(),
         })
     }
 }
@@ -296,7 +300,7 @@ struct FileWrite {
     error: Option<io::Error>,
 }
 
-fn write_file(file: &File, marker: Option<String>, bytes: &[u8], pump: u64) -> FileWrite {
+fn write_file(file: &Descriptor, marker: Option<String>, bytes: &[u8], pump: u64) -> FileWrite {
     // What is in the file is on the slate as written in the same step.
     let _step = resume::step();
     let done = write_all_of(file, marker, bytes);
@@ -305,7 +309,7 @@ fn write_file(file: &File, marker: Option<String>, bytes: &[u8], pump: u64) -> F
     done
 }
 
-fn write_all_of(mut file: &File, marker: Option<String>, bytes: &[u8]) -> FileWrite {
+fn write_all_of(mut file: &Descriptor, marker: Option<String>, bytes: &[u8]) -> FileWrite {
     let mut done = FileWrite {
         marked: false,
         written: 0,
@@ -456,7 +460,7 @@ impl Output {
         };
         let (all, kept) = (bytes.len(), &self.kept);
         while !bytes.is_empty() {
-            let write = fd.async_io(Interest::WRITABLE, |mut file: &File| {
+            let write = fd.async_io(Interest::WRITABLE, |mut file: &Descriptor| {
                 let _step = resume::step();
                 let written = file.write(bytes)?;
                 kept.sent(all - bytes.len() + written);
@@ -585,7 +589,7 @@ enum Moved {
     Left(Vec<u8>),
 }
 
-fn move_once(mut source: &File, output: &mut Output) -> io::Result<Moved> {
+fn move_once(mut source: &Descriptor, output: &mut Output) -> io::Result<Moved> {
     let mut buffer = [0u8; CHUNK];
     // What is read is gone from the source: in the same step it is written, or on the slate.
     let _step = resume::step();

@@ -32,8 +32,9 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use crate::reaper::{ProcessRecord, Reaper};
+use crate::resume::descriptor::{Descriptor, Name};
 use crate::resume::inherited::Inherited;
-use crate::resume::{self};
+use crate::resume::{self, Step};
 use crate::runtime::ChildStdio;
 use crate::sys;
 pub(crate) use copy::Policy;
@@ -124,6 +125,19 @@ pub(crate) enum StdioError {
     Logger(#[from] logger::LoggerError),
 }
 
+/// Places of the streams in a process' table.
+const STDIN: usize = 0;
+const STDOUT: usize = 1;
+const STDERR: usize = 2;
+
+fn name_of(stream: usize) -> &'static str {
+    match stream {
+        STDIN => "stdin",
+        STDOUT => "stdout",
+        _ => "stderr",
+    }
+}
+
 fn io_error(
     stream: &'static str,
     step: &'static str,
@@ -149,13 +163,14 @@ pub(crate) struct ProcessIo {
 /// A process' stdio as the slate has it.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct IoRecord {
-    keepalive: Option<i32>,
+    keepalive: Option<Name>,
     stdin_closed: bool,
-    terminal: Option<i32>,
+    terminal: Option<Name>,
     output: Vec<u64>,
     input: Option<u64>,
     logger: Option<ProcessRecord>,
     pipes: Vec<u64>,
+    theirs: [Option<Name>; 3],
 }
 
 /// The number of the latest one.
@@ -185,15 +200,18 @@ impl Drop for ProcessIo {
 #[derive(Debug, Default)]
 struct Inner {
     /// The shim's own writer of the stdin fifo: while it is open the process sees no EOF.
-    stdin_keepalive: Option<OwnedFd>,
+    stdin_keepalive: Option<Descriptor>,
     /// CloseIO came before the fifo was opened.
     stdin_closed: bool,
-    terminal: Option<OwnedFd>,
+    terminal: Option<Descriptor>,
     output: Vec<JoinHandle<()>>,
     logger: Option<Logger>,
     /// Inodes of the pipes that the process writes into.
     pipes: Vec<u64>,
     input: Option<JoinHandle<()>>,
+    /// The process' ends of its stdin, stdout and stderr, until a runtime has them. A client's fifo that is
+    /// open is never opened anew: with the first close it is over for the client.
+    theirs: [Option<Descriptor>; 3],
     /// Numbers of the streams.
     pumps: Vec<u64>,
     input_pump: Option<u64>,
@@ -239,13 +257,17 @@ impl ProcessIo {
             return;
         }
         let record = IoRecord {
-            keepalive: inner.stdin_keepalive.as_ref().map(AsRawFd::as_raw_fd),
+            keepalive: inner.stdin_keepalive.as_ref().map(Descriptor::name),
             stdin_closed: inner.stdin_closed,
-            terminal: inner.terminal.as_ref().map(AsRawFd::as_raw_fd),
+            terminal: inner.terminal.as_ref().map(Descriptor::name),
             output: inner.pumps.clone(),
             input: inner.input_pump,
             logger: inner.logger.as_ref().and_then(Logger::record),
             pipes: inner.pipes.clone(),
+            theirs: inner
+                .theirs
+                .each_ref()
+                .map(|end| end.as_ref().map(Descriptor::name)),
         };
         resume::put_json(&self.key(), &record);
     }
@@ -261,17 +283,18 @@ impl ProcessIo {
         };
         {
             let mut inner = io.inner();
-            let mut take = |number: Option<i32>| {
-                number.and_then(|number| {
+            let mut take = |name: Option<Name>| {
+                name.and_then(|name| {
                     inherited
-                        .descriptor(number)
-                        .inspect_err(|error| log::error!("{}: {number}: {error}", io.key()))
+                        .descriptor(name)
+                        .inspect_err(|error| log::error!("{}: {name:?}: {error}", io.key()))
                         .ok()
                 })
             };
             inner.stdin_keepalive = take(record.keepalive);
             inner.stdin_closed = record.stdin_closed;
             inner.terminal = take(record.terminal);
+            inner.theirs = record.theirs.map(&mut take);
             inner.pipes = record.pipes;
             inner.logger = record
                 .logger
@@ -352,7 +375,24 @@ impl ProcessIo {
         result
     }
 
-    /// Opens what the process of `paths` needs without a terminal, and starts copying.
+    /// The runtime has the process' ends now. In the step in which it was started.
+    pub(crate) fn given(&self) {
+        let mut inner = self.inner();
+        inner.theirs = Default::default();
+        self.keep(&inner);
+    }
+
+    /// Whether the terminal's master is here, and copied.
+    pub(crate) fn has_terminal(&self) -> bool {
+        self.inner().terminal.is_some()
+    }
+
+    fn has(&self, stream: usize) -> bool {
+        self.inner().theirs.get(stream).is_some_and(Option::is_some)
+    }
+
+    /// Opens what the process of `paths` needs without a terminal, and starts copying. What the image
+    /// before has opened is not opened again.
     ///
     /// # Errors
     /// [`StdioError`].
@@ -362,56 +402,71 @@ impl ProcessIo {
         setup: StdioSetup,
         context: &LoggerContext,
     ) -> Result<ChildStdio, StdioError> {
-        let owner = setup.owner;
-        if is_logger(&paths.stdout) {
-            let (logger, pipes) = Logger::start(&paths.stdout, context, owner).await?;
-            {
-                let mut inner = self.inner();
-                inner.logger = Some(logger);
-                inner.pipes = [&pipes.stdout, &pipes.stderr]
-                    .into_iter()
-                    .filter_map(inode)
-                    .collect();
-                self.keep(&inner);
-            }
-            let stdin = if is_logger(&paths.stdin) {
-                None
-            } else {
-                self.open_stdin(&paths.stdin, owner)?
-            };
-            return Ok(ChildStdio {
-                stdin,
-                stdout: Some(pipes.stdout),
-                stderr: Some(pipes.stderr),
-            });
+        if !is_logger(&paths.stdin) {
+            self.open_stdin(&paths.stdin, setup.owner)?;
         }
-        let stdin = self.open_stdin(&paths.stdin, owner)?;
-        let stdout = self.open_output("stdout", &paths.stdout, setup).await?;
-        let stderr = self.open_output("stderr", &paths.stderr, setup).await?;
+        if is_logger(&paths.stdout) {
+            self.open_logger(&paths.stdout, setup.owner, context)
+                .await?;
+        } else {
+            self.open_output(STDOUT, &paths.stdout, setup).await?;
+            self.open_output(STDERR, &paths.stderr, setup).await?;
+        }
+        let inner = self.inner();
+        let end = |stream: usize| {
+            let end = inner.theirs.get(stream).and_then(Option::as_ref);
+            let failed = io_error(name_of(stream), "duplicate", Path::new("a pipe"));
+            end.map(|end| end.try_clone().map(OwnedFd::from))
+                .transpose()
+                .map_err(failed)
+        };
         Ok(ChildStdio {
-            stdin: Some(match stdin {
-                Some(stdin) => stdin,
-                None => null("stdin")?,
-            }),
-            stdout: Some(stdout),
-            stderr: Some(stderr),
+            stdin: end(STDIN)?,
+            stdout: end(STDOUT)?,
+            stderr: end(STDERR)?,
         })
     }
 
-    fn open_stdin(&self, path: &str, owner: (u32, u32)) -> Result<Option<OwnedFd>, StdioError> {
-        if path.is_empty() {
-            return Ok(None);
+    async fn open_logger(
+        &self,
+        uri: &str,
+        owner: (u32, u32),
+        context: &LoggerContext,
+    ) -> Result<(), StdioError> {
+        if self.has(STDOUT) {
+            return Ok(());
         }
+        let (logger, pipes) = Logger::start(uri, context, owner).await?;
+        let _step = resume::step();
+        let mut inner = self.inner();
+        inner.logger = Some(logger);
+        inner.pipes = [&pipes.stdout, &pipes.stderr]
+            .into_iter()
+            .filter_map(inode)
+            .collect();
+        let [_, stdout, stderr] = &mut inner.theirs;
+        *stdout = Some(pipes.stdout.into());
+        *stderr = Some(pipes.stderr.into());
+        self.keep(&inner);
+        Ok(())
+    }
+
+    fn open_stdin(&self, path: &str, owner: (u32, u32)) -> Result<(), StdioError> {
+        if path.is_empty() || self.has(STDIN) {
+            return Ok(());
+        }
+        let _step = resume::step();
         let (process, ours) = pipe("stdin", owner)?;
         let fifo = self.stdin_fifo(path)?;
         let sink =
             Sink::pipe(ours).map_err(io_error("stdin", "watch the pipe of", Path::new(path)))?;
         let source = Source::new(fifo).map_err(io_error("stdin", "watch", Path::new(path)))?;
-        let _step = resume::step();
         let mut inner = self.inner();
         inner.copy_input(Pump::new("stdin", source, sink, Policy::Block));
+        let [stdin, ..] = &mut inner.theirs;
+        *stdin = Some(process.into());
         self.keep(&inner);
-        Ok(Some(process))
+        Ok(())
     }
 
     /// The reading end of the stdin fifo; keeps a writer unless CloseIO has come already.
@@ -423,7 +478,7 @@ impl ProcessIo {
             open(path, OFlag::O_WRONLY).map_err(io_error("stdin", "open for writing", path))?;
         let mut inner = self.inner();
         if !inner.stdin_closed {
-            inner.stdin_keepalive = Some(keepalive);
+            inner.stdin_keepalive = Some(keepalive.into());
             self.keep(&inner);
         }
         Ok(reader)
@@ -431,68 +486,74 @@ impl ProcessIo {
 
     async fn open_output(
         &self,
-        stream: &'static str,
+        stream: usize,
         path: &str,
         setup: StdioSetup,
-    ) -> Result<OwnedFd, StdioError> {
-        if path.is_empty() {
-            return null(stream);
+    ) -> Result<(), StdioError> {
+        if path.is_empty() || self.has(stream) {
+            return Ok(());
         }
-        let sink = open_sink(stream, path).await?;
-        let (ours, process) = pipe(stream, setup.owner)?;
+        let name = name_of(stream);
+        let (_step, sink) = open_sink(name, path).await?;
+        let (ours, process) = pipe(name, setup.owner)?;
         let inode = inode(&ours);
         let source =
-            Source::new(ours).map_err(io_error(stream, "watch the pipe of", Path::new(path)))?;
+            Source::new(ours).map_err(io_error(name, "watch the pipe of", Path::new(path)))?;
         let policy = setup.policy_of(&sink);
-        let _step = resume::step();
         let mut inner = self.inner();
         inner.pipes.extend(inode);
-        inner.copy_output(Pump::new(stream, source, sink, policy));
+        inner.copy_output(Pump::new(name, source, sink, policy));
+        if let Some(end) = inner.theirs.get_mut(stream) {
+            *end = Some(process.into());
+        }
         self.keep(&inner);
-        Ok(process)
+        Ok(())
     }
 
-    /// Connects a terminal's master to the fifos of `paths` and starts copying.
+    /// Connects a terminal's master to the fifos of `paths` and starts copying; `attached` is called in the
+    /// step in which that is on the slate.
     ///
     /// # Errors
     /// [`StdioError`].
     pub(crate) async fn attach(
         &self,
         paths: &StdioPaths,
-        master: OwnedFd,
+        master: Descriptor,
         setup: StdioSetup,
         context: &LoggerContext,
+        attached: impl FnOnce(),
     ) -> Result<(), StdioError> {
         let terminal = Path::new("the terminal");
-        let clone = |master: &OwnedFd| {
+        let clone = |master: &Descriptor| {
             master
                 .try_clone()
                 .map_err(io_error("terminal", "duplicate", terminal))
         };
-        set_nonblocking(&master).map_err(io_error("terminal", "make non-blocking", terminal))?;
-        let sink = if paths.stdout.is_empty() {
-            Sink::Nowhere
+        set_nonblocking(&*master).map_err(io_error("terminal", "make non-blocking", terminal))?;
+        // From the opening of a fifo, and the first byte that is read here, all has to be on the slate.
+        let (_step, sink) = if paths.stdout.is_empty() {
+            (resume::step(), Sink::Nowhere)
         } else if is_logger(&paths.stdout) {
             let (logger, pipes) = Logger::start(&paths.stdout, context, (0, 0)).await?;
-            {
-                let mut inner = self.inner();
-                inner.logger = Some(logger);
-                self.keep(&inner);
-            }
+            let step = resume::step();
+            self.inner().logger = Some(logger);
             set_nonblocking(&pipes.stdout).map_err(io_error(
                 "terminal",
                 "set up the pipe of",
                 terminal,
             ))?;
-            Sink::pipe(pipes.stdout).map_err(io_error("terminal", "watch the pipe of", terminal))?
+            let sink = Sink::pipe(pipes.stdout).map_err(io_error(
+                "terminal",
+                "watch the pipe of",
+                terminal,
+            ))?;
+            (step, sink)
         } else {
             open_sink("stdout", &paths.stdout).await?
         };
         let source =
             Source::new(clone(&master)?).map_err(io_error("terminal", "watch", terminal))?;
         let policy = setup.policy_of(&sink);
-        // From the first byte that is read here, all of it has to be on the slate.
-        let _step = resume::step();
         self.inner()
             .copy_output(Pump::new("terminal", source, sink, policy));
         if !paths.stdin.is_empty() && !is_logger(&paths.stdin) {
@@ -507,6 +568,7 @@ impl ProcessIo {
         let mut inner = self.inner();
         inner.terminal = Some(master);
         self.keep(&inner);
+        attached();
         Ok(())
     }
 }
@@ -549,7 +611,9 @@ fn open(path: &Path, mode: OFlag) -> io::Result<OwnedFd> {
         .map(OwnedFd::from)
 }
 
-async fn open_sink(stream: &'static str, uri: &str) -> Result<Sink, StdioError> {
+/// What the output at `uri` goes to. It comes in the step in which it was opened: a client's fifo that is opened and
+/// closed is over for the client.
+async fn open_sink(stream: &'static str, uri: &str) -> Result<(Step, Sink), StdioError> {
     use std::os::unix::fs::FileTypeExt as _;
     if let Some(rest) = uri.strip_prefix("file://") {
         let path = Path::new(rest.split('?').next().unwrap_or(rest));
@@ -573,42 +637,40 @@ async fn open_sink(stream: &'static str, uri: &str) -> Result<Sink, StdioError> 
     // has no event for "a reader has come", so the rare late one is asked for.
     let deadline = tokio::time::Instant::now() + READER_LIMIT;
     let mut pause = Duration::from_millis(1);
-    let writer = loop {
-        match open(path, OFlag::O_WRONLY) {
-            Ok(writer) => break writer,
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
-            Err(error) => return Err(io_error(stream, "open for writing", path)(error)),
-        }
-        if tokio::time::Instant::now() >= deadline {
-            return Err(StdioError::NoReader {
-                stream,
-                path: path.to_owned(),
-            });
+    while tokio::time::Instant::now() < deadline {
+        if let Some(opened) = try_open_fifo(stream, path)? {
+            return Ok(opened);
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
-    };
-    let keepalive = open(path, OFlag::O_RDONLY).map_err(io_error(stream, "keep open", path))?;
-    Sink::fifo(writer, keepalive).map_err(io_error(stream, "watch", path))
+    }
+    Err(StdioError::NoReader {
+        stream,
+        path: path.to_owned(),
+    })
 }
 
-fn append(stream: &'static str, path: &Path) -> Result<Sink, StdioError> {
+/// None: nobody reads it yet.
+fn try_open_fifo(stream: &'static str, path: &Path) -> Result<Option<(Step, Sink)>, StdioError> {
+    let step = resume::step();
+    let writer = match open(path, OFlag::O_WRONLY) {
+        Ok(writer) => writer,
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        Err(error) => return Err(io_error(stream, "open for writing", path)(error)),
+    };
+    let keepalive = open(path, OFlag::O_RDONLY).map_err(io_error(stream, "keep open", path))?;
+    let sink = Sink::fifo(writer, keepalive).map_err(io_error(stream, "watch", path))?;
+    Ok(Some((step, sink)))
+}
+
+fn append(stream: &'static str, path: &Path) -> Result<(Step, Sink), StdioError> {
+    let step = resume::step();
     let file = std::fs::OpenOptions::new()
         .append(true)
         .create(true)
         .open(path)
         .map_err(io_error(stream, "open for appending", path))?;
-    Ok(Sink::File(Arc::new(file)))
-}
-
-fn null(stream: &'static str) -> Result<OwnedFd, StdioError> {
-    let path = Path::new("/dev/null");
-    std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map(OwnedFd::from)
-        .map_err(io_error(stream, "open", path))
+    Ok((step, Sink::File(Arc::new(file.into()))))
 }
 
 /// A pipe whose end for us does not block and whose other end belongs to the container's user.
@@ -661,7 +723,7 @@ fn writers_of(pipes: &[u64]) -> Vec<String> {
         .collect()
 }
 
-fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, fcntl};
     let flags = OFlag::from_bits_retain(fcntl(fd.as_raw_fd(), FcntlArg::F_GETFL)?);
     fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;

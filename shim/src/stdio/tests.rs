@@ -19,6 +19,13 @@ fn fifo(dir: &Path, name: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// What a runtime has been given.
+async fn given(io: &ProcessIo, paths: &StdioPaths, setup: StdioSetup) -> ChildStdio {
+    let child = io.open(paths, setup, &context()).await.unwrap();
+    io.given();
+    child
+}
+
 #[tokio::test]
 async fn output_is_complete_and_ends_when_the_last_writer_does() {
     let dir = tempfile::tempdir().unwrap();
@@ -37,10 +44,7 @@ async fn output_is_complete_and_ends_when_the_last_writer_does() {
         text
     });
     let io = ProcessIo::default();
-    let child = io
-        .open(&paths, StdioSetup::default(), &context())
-        .await
-        .unwrap();
+    let child = given(&io, &paths, StdioSetup::default()).await;
     let mut process = std::fs::File::from(child.stdout.unwrap());
     let writer = std::thread::spawn(move || process.write_all(&[b'x'; 1_000_000]).unwrap());
     io.drain(Duration::from_secs(20)).await.unwrap();
@@ -58,10 +62,7 @@ async fn a_writer_that_stays_is_given_up_after_the_limit() {
         ..StdioPaths::default()
     };
     let io = ProcessIo::default();
-    let child = io
-        .open(&paths, StdioSetup::default(), &context())
-        .await
-        .unwrap();
+    let child = given(&io, &paths, StdioSetup::default()).await;
     // A process of its own, as a background child is.
     let mut holder = std::process::Command::new("sleep")
         .arg("60")
@@ -86,10 +87,7 @@ async fn stdin_ends_only_after_close_io_and_the_client() {
         ..StdioPaths::default()
     };
     let io = ProcessIo::default();
-    let child = io
-        .open(&paths, StdioSetup::default(), &context())
-        .await
-        .unwrap();
+    let child = given(&io, &paths, StdioSetup::default()).await;
     let mut process = std::fs::File::from(child.stdin.unwrap());
     let mut client = std::fs::OpenOptions::new()
         .write(true)
@@ -120,10 +118,7 @@ async fn stdin_ends_only_after_close_io_and_the_client() {
     // And before the start.
     let io = ProcessIo::default();
     io.close_stdin();
-    let child = io
-        .open(&paths, StdioSetup::default(), &context())
-        .await
-        .unwrap();
+    let child = given(&io, &paths, StdioSetup::default()).await;
     let mut process = std::fs::File::from(child.stdin.unwrap());
     let rest = tokio::task::spawn_blocking(move || {
         let mut rest = Vec::new();
@@ -145,10 +140,7 @@ async fn files_are_appended_to_and_unknown_schemes_are_named() {
     };
     check(&paths).unwrap();
     let io = ProcessIo::default();
-    let child = io
-        .open(&paths, StdioSetup::default(), &context())
-        .await
-        .unwrap();
+    let child = given(&io, &paths, StdioSetup::default()).await;
     std::fs::File::from(child.stdout.unwrap())
         .write_all(b"out\n")
         .unwrap();
@@ -198,10 +190,7 @@ async fn a_full_disk_does_not_stop_the_process_and_is_told_afterwards() {
         ..StdioPaths::default()
     };
     let io = ProcessIo::default();
-    let child = io
-        .open(&paths, StdioSetup::default(), &context())
-        .await
-        .unwrap();
+    let child = given(&io, &paths, StdioSetup::default()).await;
     let mut process = std::fs::File::from(child.stdout.unwrap());
     // What is still in the pipe when the disk has room again must fit there.
     shrink(&process);
@@ -257,7 +246,7 @@ async fn a_stalled_reader_blocks_or_is_dropped_as_the_policy_has_it() {
         ..StdioSetup::default()
     };
     let io = ProcessIo::default();
-    let child = io.open(&paths, setup, &context()).await.unwrap();
+    let child = given(&io, &paths, setup).await;
     let mut process = std::fs::File::from(child.stdout.unwrap());
     shrink(&process);
     let mut process = tokio::task::spawn_blocking(move || {
@@ -287,10 +276,7 @@ async fn a_stalled_reader_blocks_or_is_dropped_as_the_policy_has_it() {
 
     // Blocking is what a fifo does by itself.
     let io = ProcessIo::default();
-    let child = io
-        .open(&paths, StdioSetup::default(), &context())
-        .await
-        .unwrap();
+    let child = given(&io, &paths, StdioSetup::default()).await;
     let process = child.stdout.unwrap();
     set_nonblocking(&process).unwrap();
     let mut process = std::fs::File::from(process);

@@ -1,7 +1,6 @@
 //! Making a process: the steps of Create and of the start of an exec process.
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,9 +13,11 @@ use holdfast_record::ExecId;
 use holdfast_record::deadline::limit_from_env;
 
 use crate::fault::{Fault, chain};
+use crate::fault_point::fault_point;
 use crate::look::describe;
 use crate::options::Options;
 use crate::reaper::{Child, Reaper};
+use crate::resume::descriptor::Descriptor;
 use crate::resume::image;
 use crate::rootfs;
 use crate::runtime::{Call, ChildStdio, RestoredJob, Runtime, kill_group};
@@ -87,9 +88,11 @@ impl Launcher {
             .open(&self.paths, self.stdio_setup(), &self.context)
             .await
             .map_err(|error| failed(&error))?;
+        fault_point(&format!("launch/{}/connected", call.verb));
         Ok((
             Call {
                 stdio: child,
+                io: Some(Arc::clone(&self.io)),
                 ..call
             },
             None,
@@ -107,17 +110,24 @@ impl Launcher {
         let Some(console) = console else {
             return Ok(());
         };
-        let keep = |master: &OwnedFd| self.runtime.keep_master(job, master);
+        let keep = |master: &Descriptor| self.runtime.keep_master(job, master);
         let master = console
             .receive(keep)
             .await
             .map_err(|error| Fault::chain("failed to retrieve console master", &error))?;
-        self.attach_master(master).await
+        self.attach_master(master, job).await
     }
 
-    async fn attach_master(&self, master: OwnedFd) -> Result<(), Fault> {
+    async fn attach_master(&self, master: Descriptor, job: &str) -> Result<(), Fault> {
+        let attached = || self.runtime.forget_master(job);
         self.io
-            .attach(&self.paths, master, self.stdio_setup(), &self.context)
+            .attach(
+                &self.paths,
+                master,
+                self.stdio_setup(),
+                &self.context,
+                attached,
+            )
             .await
             .map_err(|error| Fault::chain("failed to start console copy", &error))
     }
@@ -314,7 +324,9 @@ impl Launcher {
             .await
             .map_err(|error| error.fault(words))?;
         match master {
-            Some(master) => self.attach_master(master).await,
+            Some(master) => self.attach_master(master, what).await,
+            // The image before has done it.
+            None if self.io.has_terminal() => Ok(()),
             None => self.attach(console, what).await,
         }
     }

@@ -378,6 +378,7 @@ impl Shim {
             let shim = Arc::clone(self);
             tokio::spawn(async move {
                 let id = restored.id();
+                request::all_heard().await;
                 restored.run(queue).await;
                 shim.forget(&id);
             });

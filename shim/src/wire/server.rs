@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,8 +28,9 @@ use tokio::task::JoinSet;
 
 use super::{HEADER, Header, MAX_PAYLOAD, REQUEST, RESPONSE};
 use crate::fault::Fault;
+use crate::resume::descriptor::Descriptor;
 use crate::resume::inherited::Inherited;
-use crate::resume::request::{self, RequestId};
+use crate::resume::request::{self, RequestId, Unheard};
 use crate::resume::{self, image};
 
 /// Responses that may wait for a client that does not read.
@@ -80,10 +81,12 @@ pub(crate) fn contain<F: Future>(future: F) -> impl Future<Output = Result<F::Ou
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: UnixStream,
+    /// What the slate names.
+    held: Descriptor,
     number: u64,
     reading: Reading,
-    /// Requests that have not been answered: stream, deadline, payload.
-    calls: Vec<(u32, Call)>,
+    /// Requests that have not been answered.
+    calls: Vec<(Unheard, Call)>,
     outgoing: Outgoing,
 }
 
@@ -306,48 +309,50 @@ impl Line {
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 impl Connection {
-    /// A new one. In the step in which it was accepted.
-    pub(crate) fn new(socket: UnixStream) -> Self {
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
-        resume::put(&format!("conn/{number}"), &socket.as_raw_fd().to_le_bytes());
-        Self::bare(socket, number)
+    /// A new one, non-blocking. In the step in which it was accepted.
+    ///
+    /// # Errors
+    /// When no descriptor is left, or epoll(7)'s.
+    pub(crate) fn new(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
+        Self::numbered(
+            NUMBER.fetch_add(1, Ordering::Relaxed) + 1,
+            OwnedFd::from(socket).into(),
+        )
     }
 
-    fn bare(socket: UnixStream, number: u64) -> Self {
-        Self {
+    fn numbered(number: u64, held: Descriptor) -> io::Result<Self> {
+        let socket = std::os::unix::net::UnixStream::from(OwnedFd::from(held.try_clone()?));
+        let socket = UnixStream::from_std(socket)?;
+        resume::put_json(&format!("conn/{number}"), &held.name());
+        Ok(Self {
             socket,
+            held,
             number,
             reading: Reading::default(),
             calls: Vec::new(),
             outgoing: Outgoing::default(),
-        }
+        })
     }
 
     /// All that the image before has served.
     pub(crate) fn restore(inherited: &mut Inherited) -> Vec<Self> {
         let mut restored = Vec::new();
-        for (number, fd) in inherited.all("conn/") {
-            let socket =
-                number
-                    .parse()
-                    .ok()
-                    .zip(fd.first_chunk::<4>())
-                    .map(|(number, fd): (u64, _)| {
-                        let fd = inherited.descriptor(i32::from_le_bytes(*fd))?;
-                        let socket = UnixStream::from_std(fd.into())?;
-                        Ok::<_, io::Error>((number, socket))
-                    });
-            match socket {
-                Some(Ok((number, socket))) => {
-                    NUMBER.fetch_max(number, Ordering::Relaxed);
-                    let mut connection = Self::bare(socket, number);
+        for (number, name) in inherited.all("conn/") {
+            let Some((number, name)) = number.parse().ok().zip(serde_json::from_slice(&name).ok())
+            else {
+                log::error!("connection {number} cannot be read");
+                continue;
+            };
+            NUMBER.fetch_max(number, Ordering::Relaxed);
+            match inherited
+                .descriptor(name)
+                .and_then(|held| Self::numbered(number, held))
+            {
+                Ok(mut connection) => {
                     connection.take_over(inherited);
                     restored.push(connection);
                 }
-                Some(Err(error)) => {
-                    log::error!("connection {number} cannot be gone on with: {error}")
-                }
-                None => log::error!("connection {number} cannot be read"),
+                Err(error) => log::error!("connection {number} cannot be gone on with: {error}"),
             }
         }
         restored
@@ -394,7 +399,7 @@ impl Connection {
                 0
             };
             resume::put(&request.call_key(), &call.encode());
-            self.calls.push((stream, call));
+            self.calls.push((Unheard::new(), call));
         }
     }
 }
@@ -405,7 +410,7 @@ impl Connection {
 /// What the socket reports.
 #[cfg(test)]
 pub(crate) async fn serve(socket: UnixStream, handler: Arc<impl Handler>) -> io::Result<()> {
-    serve_connection(Connection::new(socket), handler).await
+    serve_connection(Connection::new(socket.into_std()?)?, handler).await
 }
 
 /// Serves one connection until its client closes it.
@@ -432,6 +437,7 @@ pub(crate) async fn serve_connection(
 async fn go_on(connection: Connection, handler: Arc<impl Handler>) -> io::Result<()> {
     let Connection {
         socket,
+        held: _held,
         number,
         mut reading,
         calls: restored,
@@ -449,8 +455,9 @@ async fn go_on(connection: Connection, handler: Arc<impl Handler>) -> io::Result
     // Within the set, so that it ends with the connection.
     let writing = Arc::clone(&line);
     calls.spawn(async move { writing.write_rest().await });
-    for (_, call) in restored {
-        calls.spawn(carry_out(call, Arc::clone(&line), Arc::clone(&handler)));
+    for (unheard, call) in restored {
+        let answering = carry_out(call, Arc::clone(&line), Arc::clone(&handler));
+        calls.spawn(after_first_poll(answering, unheard));
     }
     loop {
         while line.outgoing().frames.len() > RESPONSES {
@@ -511,6 +518,18 @@ fn deadline_of(payload: &[u8]) -> u64 {
         .map_or(0, |nanos| {
             now_ms().saturating_add((nanos / 1_000_000).max(1))
         })
+}
+
+/// Runs `future`, and lets go of `held` when it has run up to where it waits for the first time.
+async fn after_first_poll<T>(future: impl Future<Output = ()>, held: T) {
+    let mut future = std::pin::pin!(future);
+    let mut held = Some(held);
+    std::future::poll_fn(move |cx| {
+        let polled = future.as_mut().poll(cx);
+        drop(held.take());
+        polled
+    })
+    .await;
 }
 
 /// Answers one request.

@@ -416,12 +416,6 @@ impl Owner {
             match self.model.exec(&id) {
                 Some(Exec::Starting | Exec::Registered(..)) => {
                     let job = begun.execs.remove(&id);
-                    if job.is_none()
-                        && let Some(exec) = self.execs.get_mut(&id)
-                    {
-                        // Nothing had come of it yet.
-                        exec.side.io = Arc::default();
-                    }
                     self.run_exec(&id, job);
                 }
                 Some(Exec::Deleting(_)) => self.clear_exec(&id),
@@ -434,9 +428,6 @@ impl Owner {
         match init {
             Init::Creating(_) => {
                 let job = begun.create.take();
-                if job.is_none() {
-                    self.init.io = Arc::default();
-                }
                 self.go_on_creating(job);
             }
             Init::Starting(..) => self.run_start(begun.start.take()),
