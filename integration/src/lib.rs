@@ -5,10 +5,8 @@
 //! test can be run against the peers (`containerd-shim-runc-v2`, runc, crun) to show that it tests
 //! what it says. `HOLDFAST_TEST_PEER=runc` makes the containerd tests drive containerd's own shim.
 //!
-//! Waiting always has a deadline and a name; what a test starts it also ends, on failure too.
-
-// A harness fails by panicking: that is how a test says what went wrong.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+//! Waiting always has a deadline and a name; what a test starts it also ends, on failure too. A
+//! harness fails by panicking: that is how a test says what went wrong.
 
 pub mod bench;
 pub mod bundle;

@@ -1,7 +1,6 @@
 //! A stopped task that nobody deletes: its exit, though acknowledged, is told again after a while, for a client that has
 //! missed it. The others must not mind: containerd's CRI plugin is not told of exits at all, and docker takes the second
 //! one for what it is.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;

@@ -1,6 +1,5 @@
 //! A caller that goes away, or gives up, in the middle of a change: the change is done as a whole
 //! or not at all, and the container can be used or is gone.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;

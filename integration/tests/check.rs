@@ -1,5 +1,4 @@
 //! `holdfast check`: each finding made for real on this machine, seen, and gone again.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -1,5 +1,4 @@
 //! containerd goes away and comes back; containers do not notice.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::Write as _;
 use std::time::Duration;

@@ -1,5 +1,4 @@
 //! A Kubernetes pod as kubelet makes it: containerd's CRI plugin with our runtime handler.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "cri/client.rs"]
 mod client;

@@ -1,5 +1,4 @@
 //! GPUs through containerd: a handler says which stage, the container says whether, and the ledger says why not.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,5 +1,4 @@
 //! Containers through containerd and `ctr`, as an operator runs them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::Write as _;
 

@@ -5,7 +5,6 @@
 //! state afterwards, and the events that containerd's subscribers got. Pids, paths and times are
 //! replaced by what they stand for. Every difference has to be in [`allowed::ALLOWED`] with its reason, and
 //! everything there has to be seen.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "differential/allowed.rs"]
 mod allowed;

@@ -1,6 +1,5 @@
 //! docker with our runtime: a private daemon, `docker run --runtime`, and every verb that ends in
 //! the runtime. `HOLDFAST_TEST_PEER=runc` makes it drive runc, to show that a check is right.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

@@ -1,5 +1,4 @@
 //! containerd with the drop-in as shipped in `packaging/`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
 

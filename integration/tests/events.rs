@@ -1,5 +1,4 @@
 //! What subscribers are told: every event of a life, once, in the guaranteed order.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
 //! The shim fails where a test wants it: built with its feature `fault-points` (`make test-faults`).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,7 +1,6 @@
 //! A runtime that fails at any verb, in any way, ours or a foreign one: the RPC says so in bounded
 //! time and in its words, the state is what it was, nothing is left, and once the runtime works
 //! again so does everything.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,5 @@
 //! Every operation of a pod's other containers hangs in its runtime; questions about this one are
 //! answered as if nothing were, and so are those about the containers that hang.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -3,7 +3,6 @@
 //!
 //! `vectors/nvidia/hook.json` is recorded data. Texts are ours, but what the CLI says must survive. The few cases in
 //! which we differ on purpose ([`deviation`]) are run twice: as we do it, and with the deviation switched off.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 use std::fs;

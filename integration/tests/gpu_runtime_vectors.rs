@@ -3,7 +3,6 @@
 //!
 //! `vectors/nvidia/runtime.json` and `runtime-more.json` are recorded data; texts are ours. Cases in which we differ on
 //! purpose are listed in [`deviation`], with what we do instead.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::symlink;

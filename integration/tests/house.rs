@@ -1,6 +1,5 @@
 //! The rules of the house that no compiler checks: who may depend on whom, and where `unsafe` is.
 //! `make check` runs this.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -265,6 +264,34 @@ fn every_unsafe_block_says_why_it_is_sound() {
         "unsafe without a SAFETY line:\n{}",
         found.join("\n")
     );
+}
+
+/// The lines of a table of a `Cargo.toml`.
+fn table(manifest: &str, name: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(place::repository().join(manifest)).unwrap();
+    let lines = text.lines().skip_while(|line| *line != name).skip(1);
+    let lines = lines.take_while(|line| !line.starts_with('['));
+    lines
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// `clippy.toml` allows it in tests of all crates; this is for the rest of the harness.
+#[test]
+fn only_the_harness_may_fail_by_panicking() {
+    for kind in ["rust", "clippy"] {
+        let everybody = table("Cargo.toml", &format!("[workspace.lints.{kind}]"));
+        let harness = table("integration/Cargo.toml", &format!("[lints.{kind}]"));
+        assert!(!harness.is_empty() && harness.is_subset(&everybody));
+        for missing in everybody.difference(&harness) {
+            let panics = ["unwrap_used", "expect_used", "panic"];
+            assert!(
+                panics.iter().any(|lint| missing.starts_with(lint)),
+                "{missing}"
+            );
+        }
+    }
 }
 
 fn sources() -> Vec<PathBuf> {

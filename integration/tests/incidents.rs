@@ -1,5 +1,4 @@
 //! Each incident that Holdfast exists to end, by name.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "incidents/i01_exec_race.rs"]
 mod i01_exec_race;

@@ -1,6 +1,5 @@
 //! Both halves are drop-in by themselves: our runtime under containerd's own shim, and other
 //! runtimes under ours.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;

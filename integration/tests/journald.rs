@@ -1,6 +1,5 @@
 //! What a real systemd-journald has of us, with `debug` off: the shim's words under its own name, and every end with its
 //! fields; with containerd running, stopped and gone.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
 

@@ -2,7 +2,6 @@
 //! into a new one while containers run, and a service of the node keeps a copy of the old one, perhaps with its working
 //! directory in a container's root. When a container is gone, its root file system must be gone from every mount
 //! namespace, and whoever keeps it alive nevertheless must be named.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;

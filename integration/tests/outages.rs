@@ -3,7 +3,6 @@
 //!
 //! Outages are short here. With `HOLDFAST_LONG=1` they take as long as those that have been seen on nodes: a containerd
 //! that is stopped or silent for a minute, or away for two.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::Read as _;
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,6 +1,5 @@
 //! podman with our runtime: its own storage and runtime root, conmon between the two, and every
 //! verb that ends in the runtime. `HOLDFAST_TEST_PEER=runc` makes it drive runc.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::ffi::OsStr;
 use std::fs;

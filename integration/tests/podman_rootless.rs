@@ -1,6 +1,5 @@
 //! podman of an ordinary user with our runtime: podman is root in a user namespace of its own then,
 //! and so are conmon and the runtime.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::path::Path;

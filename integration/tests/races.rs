@@ -1,5 +1,4 @@
 //! Many things at once, and nothing left afterwards.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;

@@ -1,5 +1,4 @@
 //! `holdfast why`: whatever ended, a recorded reason says why.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::Command;
 use std::time::Duration;

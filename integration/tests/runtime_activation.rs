@@ -1,6 +1,5 @@
 //! Descriptors that a container gets from its caller: socket activation (sd_listen_fds(3)) and
 //! `--preserve-fds`; and none besides.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::process::Command;

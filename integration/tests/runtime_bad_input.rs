@@ -1,7 +1,6 @@
 //! Bad input gets a clear error and leaves nothing behind.
 //!
 //! That nothing is left (state, cgroups, mounts, processes) is looked at after each of these.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::symlink;

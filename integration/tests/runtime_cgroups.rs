@@ -1,5 +1,4 @@
 //! cgroups: where the container is put, its limits, devices, freezer, and that they are removed.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,6 @@
 //!
 //! The criu of these tests is a double (`src/bin/fake_criu`), because the real one does not work on
 //! every kernel; the last test has the real one.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "runtime_checkpoint/dump.rs"]
 mod dump;

@@ -1,7 +1,6 @@
 //! Attacks that runtimes have fallen for, tried on ours: by an image, by a configuration, by a
 //! container next door. Attacks by somebody who is faster than the runtime are in
 //! `runtime_swaps.rs`. `init/runtime/docs/hardening.md` has the table.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::fd::OwnedFd;

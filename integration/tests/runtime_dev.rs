@@ -1,5 +1,4 @@
 //! A read-only `/dev`: devices and links are made, then nobody adds to them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use holdfast_integration::bundle::Bundle;
 use holdfast_integration::on_runtimes;

@@ -1,5 +1,4 @@
 //! `events`: statistics and out-of-memory events, in the form runc has given them.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,4 @@
 //! exec: the new process is in everything the container is in.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 

@@ -1,6 +1,5 @@
 //! `features`: every claim is tried with a container that uses it. containerd, docker and the CRI
 //! decide by this document, so what it says is a promise.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 use std::fs;

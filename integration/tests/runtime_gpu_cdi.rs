@@ -1,6 +1,5 @@
 //! The GPU stage of `holdfast create` in the CDI modes, `holdfast gpu plan` and `holdfast gpu check`, against a fake
 //! driver. No GPU is needed: device nodes have the numbers of harmless devices.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,6 +1,5 @@
 //! The GPU stage of `holdfast create` in legacy mode, against a fake `nvidia-container-cli` that can do what the real one
 //! does when it goes wrong.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,6 @@
 //! The GPU stage on a node with a driver: which devices are allowed, what is checked afterwards, and what a container
 //! without a request pays. The driver is a few files in a mount namespace of the runtime's own; the GPU is `/dev/kmsg`
 //! under another name, a device that no container may open by default.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,4 @@
 //! OCI hooks: all six stages, where they run, what they are told, and what becomes of failures.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::time::{Duration, Instant};

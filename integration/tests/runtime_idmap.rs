@@ -1,5 +1,4 @@
 //! Id-mapped mounts: the ids of a volume as the mapping says, in both directions.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};

@@ -1,6 +1,5 @@
 //! What processes of a container inherit beside descriptors: session keyring and personality, in
 //! init and in exec.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use holdfast_integration::bundle::Bundle;
 use holdfast_integration::deadline::eventually;

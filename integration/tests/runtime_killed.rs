@@ -2,7 +2,6 @@
 //! and delete: `delete --force` removes whatever is left, and nothing else is.
 //!
 //! The test traces it and counts: the same places in every run, and every place.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};

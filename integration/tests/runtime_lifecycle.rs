@@ -1,5 +1,4 @@
 //! create, start, state, kill, delete, run, exec: a container's life through the runtime's CLI.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use holdfast_integration::deadline::eventually;
 use holdfast_integration::on_runtimes;

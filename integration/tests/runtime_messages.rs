@@ -1,6 +1,5 @@
 //! The words and exit codes that containerd, docker, podman, cri-o and buildkit derive their own
 //! from. Each row holds for runc too: it is the contract.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use holdfast_integration::on_runtimes;
 use holdfast_integration::scratch::{Scratch, text};

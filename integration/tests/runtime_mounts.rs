@@ -1,6 +1,5 @@
 //! Mounts as the container sees them: propagation verified in mountinfo and by behaviour,
 //! masked and read-only paths, devices, the root file system.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
 //! Namespaces: new ones, joined ones, shared ones; user namespaces; names of the host.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 

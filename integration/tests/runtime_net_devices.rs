@@ -1,5 +1,4 @@
 //! `linux.netDevices`: a device of the host with its addresses, in the container.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::Command;
 

@@ -1,6 +1,5 @@
 //! No step of the runtime waits for ever, and a runtime that is killed leaves nothing that
 //! `delete --force` cannot remove.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;

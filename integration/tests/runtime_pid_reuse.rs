@@ -2,7 +2,6 @@
 //! by now, that one must not be signalled.
 //!
 //! A file of its own: the tests of one file run in parallel, and would take the pid away.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Mutex;
 

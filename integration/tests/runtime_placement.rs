@@ -1,5 +1,4 @@
 //! On which CPUs an exec process runs, and from which nodes a container's memory comes.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 

@@ -1,5 +1,4 @@
 //! What the container's process is given, and what it is not.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;

@@ -1,6 +1,5 @@
 //! `linux.intelRdt` on a machine without resctrl: a clear word, and nothing left. What happens
 //! with it is tested where it can be faked, beside the code.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 

@@ -1,5 +1,4 @@
 //! What the runtime records when no shim of ours does, and where its own words go when one does.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs::{self, File};
 use std::time::Duration;

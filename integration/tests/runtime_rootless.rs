@@ -1,5 +1,4 @@
 //! The runtime in the hands of an ordinary user.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::process::{Command, Stdio};

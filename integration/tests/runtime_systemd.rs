@@ -1,5 +1,4 @@
 //! The systemd cgroup driver. Where no systemd runs, only its absence and its silence can be tested.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::net::UnixListener;

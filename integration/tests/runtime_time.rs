@@ -1,5 +1,4 @@
 //! Time namespaces: offsets as asked, for init and for exec, and what cannot be is refused.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 

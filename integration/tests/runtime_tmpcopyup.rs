@@ -1,5 +1,4 @@
 //! `tmpcopyup`: a tmpfs that starts with what it covers.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};

@@ -1,5 +1,4 @@
 //! `update`: every option, read back from the cgroup's files.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -26,7 +26,6 @@
 //! | youki 1105, 584 | docker's first run fails | docker.rs |
 //! | youki 481 | anybody reads the state | here |
 //! | youki 3621 | pivoting made the host's mounts slaves | here |
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::fs;

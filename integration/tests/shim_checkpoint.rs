@@ -1,5 +1,4 @@
 //! Checkpoint and restore through the shim. The criu is the double of `src/bin/fake_criu`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::symlink;

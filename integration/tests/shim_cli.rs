@@ -1,5 +1,4 @@
 //! The shim's command line: what `start`, `delete`, `-info` and `-v` print, and what they do not.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -1,5 +1,4 @@
 //! The task service as clients rely on it: raw ttrpc, error codes, both names of the service.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;

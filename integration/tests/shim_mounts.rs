@@ -1,5 +1,4 @@
 //! The mounts that containerd hands over with Create, of every kind, made and undone by the shim.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,5 @@
 //! The options of a runtime handler, and the environment a shim is started with: each does what it
 //! says.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;

@@ -1,5 +1,4 @@
 //! Loggers, terminals, disks that fill up, and streams that are closed early: with a lone shim.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};

@@ -1,6 +1,5 @@
 //! `SystemdCgroup = true` under containerd: a container of a shim lives in a scope of systemd, with
 //! every verb. Needs a machine that systemd has booted with pure cgroup v2 (`make test-v2`).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,4 @@
 //! Standard streams: every byte arrives, in both directions, and nobody else waits for a reader.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};

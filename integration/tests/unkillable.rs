@@ -1,7 +1,6 @@
 //! Incident F: a process that SIGKILL does not end. Where a frozen cgroup of the container holds
 //! it, it is thawed; where nothing can be done, Kill and Delete say which process it is and where
 //! it sleeps, instead of a success that is none.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

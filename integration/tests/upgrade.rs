@@ -1,5 +1,4 @@
 //! A running shim is moved to another program, and its containers do not notice.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,5 +1,4 @@
 //! A classic BPF machine, as far as seccomp filters of libseccomp and our stub need it. Tests only.
-#![allow(clippy::panic, clippy::unwrap_used)]
 
 use crate::program::decode;
 

@@ -151,7 +151,6 @@ fn timed_out(errno: nix::errno::Errno) -> io::Error {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::error::Error as _;
     use std::io::Read;

@@ -217,7 +217,6 @@ fn check(bytes: &[u8]) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -176,7 +176,6 @@ impl CommandLine {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn parse(text: &str) -> Result<CommandLine, CommandLineError> {

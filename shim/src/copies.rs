@@ -132,7 +132,6 @@ fn mounts_at(pid: u32, rootfs: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use std::process::{Command, Stdio};
 

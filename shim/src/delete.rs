@@ -325,7 +325,6 @@ fn delete_in_runtime(options: &Options, namespace: &Namespace, id: &ContainerId,
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::task::journal::BundleJournal;
 

@@ -216,7 +216,6 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use containerd_shim_protos::ttrpc::proto::Code;
 

@@ -114,7 +114,6 @@ pub(crate) fn latest_of(folder: &Path, container: &ContainerId) -> Option<PathBu
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;

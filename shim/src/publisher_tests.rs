@@ -1,4 +1,3 @@
-#![allow(clippy::unwrap_used)]
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::AtomicU32;
 

@@ -132,7 +132,6 @@ pub(crate) fn claim(path: &Path) -> Result<Claim, SocketError> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
 
     #[test]

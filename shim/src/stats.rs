@@ -293,7 +293,6 @@ fn memory_v2(memory: &V2Memory) -> v2::MemoryStat {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use holdfast_cgroups::{V1CpuUsage, V2Cpu};
 

@@ -580,7 +580,7 @@ pub(crate) fn mount_overlay_layers(
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::zombie_processes)]
+    #![allow(clippy::zombie_processes)]
     use super::*;
 
     #[test]

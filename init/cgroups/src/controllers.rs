@@ -181,7 +181,6 @@ fn remove_available(dir: &Dir, missing: &mut BTreeSet<String>) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::fs;

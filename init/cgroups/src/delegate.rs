@@ -53,7 +53,6 @@ fn hand_over(dir: &Path, list: &str, uid: u32) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
 

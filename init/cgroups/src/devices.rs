@@ -369,5 +369,4 @@ pub(crate) fn allowed(rules: &[Rule], node: Node, major: u32, minor: u32, access
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

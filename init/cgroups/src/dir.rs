@@ -175,7 +175,6 @@ fn read_until(fd: BorrowedFd<'_>, end: impl Fn(usize, usize) -> bool) -> io::Res
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -295,7 +295,6 @@ impl fmt::Display for Holders<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -279,7 +279,6 @@ fn frozen_wait(holder: &Holder) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -175,5 +175,4 @@ fn set_pair(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

@@ -261,7 +261,6 @@ fn major(devices: &str, drivers: &[&str]) -> Option<u32> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::capabilities;

@@ -109,7 +109,6 @@ fn encode_reason(reason: &Reason) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
 
     #[test]

@@ -229,7 +229,6 @@ impl fmt::Display for Description {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};

@@ -270,7 +270,6 @@ pub fn cstring(field: &str, value: impl AsRef<OsStr>) -> Result<CString> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

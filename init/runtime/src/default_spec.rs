@@ -143,8 +143,6 @@ fn mounts(rootless: bool) -> Value {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
-
     use super::*;
 
     fn of_runc(arguments: &[&str]) -> Option<Value> {

@@ -173,7 +173,6 @@ fn ease(process: &mut Value) -> Option<()> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

@@ -148,8 +148,6 @@ pub fn features() -> Value {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
-
     use super::*;
     use oci_spec::runtime::{Arch, Capability, Features};
 

@@ -150,7 +150,6 @@ fn null() -> Option<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use std::path::Path;
 
     use holdfast_corpus::{Shape, replay, replay_on, seeds};

@@ -215,7 +215,6 @@ impl SavedRdt {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn rdt(json: &str) -> LinuxIntelRdt {

@@ -379,7 +379,6 @@ fn ask(
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn shim() -> Shim {

@@ -203,7 +203,6 @@ fn find(program: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use oci_spec::runtime::LinuxIdMappingBuilder;
 

@@ -112,7 +112,6 @@ fn attempt(name: &str, seed: &Path, number: usize, input: &[u8], target: &impl F
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use std::cell::RefCell;
 

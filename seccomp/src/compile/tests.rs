@@ -1,5 +1,4 @@
 //! What comes out, run by an interpreter of the kernel's instructions.
-#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 

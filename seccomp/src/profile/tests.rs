@@ -1,5 +1,3 @@
-#![allow(clippy::unwrap_used, clippy::panic)]
-
 use oci_spec::runtime::{LinuxSeccompAction, LinuxSeccompFilterFlag};
 use serde_json::{Value, json};
 

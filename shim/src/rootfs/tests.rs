@@ -1,5 +1,4 @@
 //! Real mounts: these need root and say so.
-#![allow(clippy::unwrap_used)]
 use std::time::Instant;
 
 use super::unmount::mounts_below;

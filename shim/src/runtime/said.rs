@@ -54,7 +54,6 @@ pub(super) fn last_error(log: &Path) -> (Option<String>, Option<Box<Reason>>) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

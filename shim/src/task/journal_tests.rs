@@ -1,4 +1,3 @@
-#![allow(clippy::unwrap_used)]
 use holdfast_record::{ExecId, ExitStatus, Timestamp};
 
 use super::*;

@@ -1,5 +1,4 @@
 //! The guarantees of [`super`], for every interleaving.
-#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 

@@ -2,7 +2,6 @@
 //!
 //! The reaper reaps every child of its process, so each test runs in a process of its own:
 //! it executes itself again.
-#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;

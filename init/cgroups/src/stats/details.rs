@@ -142,7 +142,6 @@ fn parse_list(text: &str) -> Option<Vec<u16>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -216,7 +216,6 @@ fn device_name(major: u64, minor: u64) -> Option<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -171,7 +171,6 @@ fn parse_pressure(text: &str) -> Psi {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

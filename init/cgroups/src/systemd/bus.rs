@@ -405,7 +405,6 @@ fn bus_call<'a>(member: &'a str, signature: &'a str, body: Encoder) -> Call<'a> 
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

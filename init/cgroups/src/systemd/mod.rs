@@ -153,5 +153,4 @@ fn attempts(tried: &[Attempt]) -> String {
 type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests;

@@ -285,7 +285,6 @@ fn entry(rule: &Rule) -> (String, String) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -138,7 +138,6 @@ fn expand(slice: &str) -> std::result::Result<PathBuf, &'static str> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

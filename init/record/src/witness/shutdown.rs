@@ -22,7 +22,6 @@ pub fn node_is_stopping(root: &Path) -> Option<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

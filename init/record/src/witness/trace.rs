@@ -158,7 +158,6 @@ pub(super) fn made(line: &Line<'_>, pid: u32) -> bool {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

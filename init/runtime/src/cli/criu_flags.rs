@@ -124,7 +124,6 @@ fn page_server(text: &str) -> Result<Option<(String, u16)>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -56,7 +56,6 @@ pub(super) fn parse(text: &str) -> Result<Duration> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -193,7 +193,6 @@ fn bytes(option: &str, text: &str) -> Result<i64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
 

@@ -90,7 +90,6 @@ fn open_below(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -80,7 +80,6 @@ impl PlanBuilder {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
     use holdfast_plan::{List, Plan, Point, TargetKind, Words};
     use proptest::prelude::*;

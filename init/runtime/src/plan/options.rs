@@ -220,7 +220,6 @@ pub fn parse(words: &[String]) -> Result<Options> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn parsed(words: &[&str]) -> Options {

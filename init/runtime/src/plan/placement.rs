@@ -136,7 +136,6 @@ fn number(mode: Mode) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

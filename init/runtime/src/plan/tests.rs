@@ -1,5 +1,4 @@
 //! Plans as data: what a specification becomes, step by step.
-#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;

@@ -43,7 +43,6 @@ pub(crate) fn permitted_capabilities() -> io::Result<u64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::permitted_capabilities;
 

@@ -17,9 +17,6 @@
 //!
 //! Messages: criu's `rpc.proto`.
 
-// A tool of tests fails by panicking, as the harness does.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
 mod messages;
 mod sys;
 

@@ -215,7 +215,6 @@ fn cpuset(cpuset: Option<&Cpuset>) -> Value {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use holdfast_cgroups::{V2Cpu, V2Io, V2Memory};
