@@ -28,8 +28,7 @@ pub fn kill_at(command: &mut Command, number: usize, limit: Duration) -> End {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     sys::trace(command);
-    // Waited for below, by its pid.
-    #[allow(clippy::zombie_processes)]
+    #[expect(clippy::zombie_processes, reason = "waited for below, by its pid")]
     let child = command.spawn().expect("start what is to be killed");
     let pid = Pid::from_raw(child.id().cast_signed());
     // The trap of its execve.

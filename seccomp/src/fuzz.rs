@@ -1,6 +1,5 @@
 //! Profiles as attackers write them, for tests and cargo-fuzz (`integration/docs/fuzzing.md`). No
 //! promise is made for this module.
-#![allow(clippy::panic)] // To panic is what a fuzz target is for.
 
 use oci_spec::runtime::LinuxSeccomp;
 

@@ -14,7 +14,7 @@ pub(crate) fn fault_point(_place: &str) {}
 
 /// Fails here if a test wants it so.
 #[cfg(feature = "fault-points")]
-#[allow(clippy::panic)] // what it is for
+#[allow(clippy::panic, reason = "what it is for")]
 pub(crate) fn fault_point(place: &str) {
     const FILE: &str = "fault";
     let Ok(wanted) = std::fs::read_to_string(FILE) else {
@@ -44,7 +44,11 @@ pub(crate) fn fault_point(place: &str) {
 
 /// Uses up the stack.
 #[cfg(feature = "fault-points")]
-#[allow(unconditional_recursion, clippy::only_used_in_recursion)]
+#[expect(
+    unconditional_recursion,
+    clippy::only_used_in_recursion,
+    reason = "a stack overflow is what is wanted"
+)]
 fn overflow(depth: u64) -> u64 {
     let frame = std::hint::black_box([depth; 64]);
     overflow(depth + 1) + frame.iter().sum::<u64>()

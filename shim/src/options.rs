@@ -21,12 +21,10 @@ pub(crate) const OPTIONS_FILE: &str = "options.json";
 /// File in the bundle that keeps the runtime's name for `delete`.
 pub(crate) const RUNTIME_FILE: &str = "runtime";
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn is_false(value: &bool) -> bool {
     !*value
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
 fn is_zero(value: &u32) -> bool {
     *value == 0
 }

@@ -347,7 +347,10 @@ impl Runtime {
     }
 
     /// The rest of `make` with a runtime that names the pid in a file.
-    #[allow(clippy::too_many_arguments)] // one step of `make`, split for length only
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of `make`, split for length only"
+    )]
     async fn await_pid_file<F>(
         &self,
         mut working: Working,

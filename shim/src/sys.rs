@@ -580,7 +580,7 @@ pub(crate) fn mount_overlay_layers(
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::zombie_processes)]
+    #![expect(clippy::zombie_processes, reason = "reaped by pidfd")]
     use super::*;
 
     #[test]

@@ -1,7 +1,7 @@
 //! One container's cgroup, from create to remove, with docker-like limits; for `strace -c` and timing.
 //!
 //! `lifecycle [rounds [enter]]` prints the median time of each step. Needs root.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![expect(clippy::unwrap_used, reason = "an example ends with its first error")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};

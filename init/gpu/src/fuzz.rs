@@ -1,6 +1,6 @@
 //! What others write and this crate reads, as functions from bytes: each panics when the code behind it breaks a promise.
 //! Tests run them over `fuzz/corpus`, cargo-fuzz over everything else. No promise is made for this module.
-#![allow(clippy::panic)] // To panic is what a fuzz target is for.
+#![expect(clippy::panic, reason = "to panic is what a fuzz target is for")]
 
 use std::path::Path;
 

@@ -232,8 +232,10 @@ impl Root {
 }
 
 /// How far [`Root::descend`] came.
-// There is no allocator to box the path with, and at most one of these is alive.
-#[allow(clippy::large_enum_variant)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is no allocator to box the path with, and at most one of these is alive"
+)]
 enum Descent {
     /// The directory is there.
     There(i32),

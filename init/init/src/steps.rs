@@ -66,7 +66,6 @@ impl State {
     }
 
     /// Executes one step; [`Step::Exec`] is the caller's, since it does not come back.
-    #[allow(clippy::too_many_lines)] // One arm per step is the point of this function.
     pub(crate) fn execute(&mut self, step: &Step<'_>) -> Done {
         let call = |name: &'static [u8]| move |errno| Fault::call(name, errno);
         match *step {

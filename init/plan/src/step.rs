@@ -65,8 +65,10 @@ macro_rules! steps {
     ($( $(#[$doc:meta])* $tag:literal $name:ident { $( $(#[$fdoc:meta])* $field:ident : $type:ty ),* $(,)? } )+) => {
         /// One thing to do. Paths of targets are resolved inside the container's root
         /// (`openat2` with `RESOLVE_IN_ROOT`); `fd` fields are descriptors inherited from the parent.
-        // Fields are named after the arguments of the system call in the step's line.
-        #[allow(missing_docs)]
+        #[expect(
+            missing_docs,
+            reason = "fields are named after the arguments of the system call in the step's line"
+        )]
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Step<'a> {
             $( $(#[$doc])* $name { $( $(#[$fdoc])* $field: $type ),* }, )+

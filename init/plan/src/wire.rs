@@ -313,8 +313,10 @@ impl<'a> Field<'a> for List<'a> {
 }
 
 fn block(out: &mut dyn Sink, len: usize, bytes: &[u8]) {
-    // A plan is far below 4 GiB: the builder's callers are bounded by the size of config.json.
-    #[allow(clippy::cast_possible_truncation)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the builder's callers are bounded by the size of config.json, far below 4 GiB"
+    )]
     out.append(&(len as u32).to_le_bytes());
     out.append(&[0; 4]);
     out.append(bytes);

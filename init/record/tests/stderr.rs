@@ -1,7 +1,12 @@
 //! fd 2, the logger and the panic report, in processes of their own against a journald of our own making.
 //!
 //! Each test runs this test binary again with a role in its environment; the roles are at the end of this file.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::io::Read;
 use std::os::unix::net::{UnixDatagram, UnixListener};

@@ -200,7 +200,6 @@ mod tests {
     }
 
     #[test]
-    #[allow(deprecated)]
     fn monitoring_has_the_specification_s_names() {
         let document = br#"{"ociVersion": "1.2.0", "linux": {"intelRdt": {"enableCMT": true, "enableMBM": true}}}"#;
         let spec = spec(document).unwrap();

@@ -1,7 +1,7 @@
 //! What attackers write and the runtime reads, as functions from bytes: each panics when the code
 //! behind it breaks a promise. Tests run them over `fuzz/corpus`, cargo-fuzz over everything else
 //! (`integration/docs/fuzzing.md`). No promise is made for this module.
-#![allow(clippy::panic)] // To panic is what a fuzz target is for.
+#![expect(clippy::panic, reason = "to panic is what a fuzz target is for")]
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

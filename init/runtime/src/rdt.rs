@@ -84,7 +84,6 @@ fn place(rdt: &LinuxIntelRdt, mount_point: &Path, id: &str) -> SavedRdt {
 }
 
 /// Before runtime-spec 1.3 two flags asked for what is one group.
-#[allow(deprecated)]
 fn monitored(rdt: &LinuxIntelRdt) -> bool {
     [rdt.enable_monitoring(), rdt.enable_cmt(), rdt.enable_mbm()]
         .into_iter()

@@ -4,7 +4,7 @@
 //! A target is a function from bytes to nothing that panics when the parser it drives is wrong;
 //! it lives beside the parser (`src/fuzz.rs` of its crate). `fuzz/` of the crate holds the wrapper
 //! for cargo-fuzz and the corpus. See `integration/docs/fuzzing.md`.
-#![allow(clippy::panic, clippy::expect_used)] // It only runs in tests.
+#![expect(clippy::panic, clippy::expect_used, reason = "it only runs in tests")]
 
 mod mutate;
 

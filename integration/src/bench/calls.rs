@@ -69,7 +69,6 @@ pub(super) fn run(_: &Settings) {
                     .map(|(_, count)| count)
                     .sum::<u64>();
             }
-            #[allow(clippy::cast_precision_loss)]
             Some(total as f64)
         };
         table.row("create+start", &|name| {

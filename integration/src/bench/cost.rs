@@ -37,7 +37,6 @@ pub(super) fn run(settings: &Settings) {
     }
     let names: Vec<&str> = peers.iter().map(|(peer, _)| peer.name).collect();
     let table = Table::new("", &names);
-    #[allow(clippy::cast_precision_loss)]
     let per_life = |name: &str| cpu.get(name).map(|sum| sum / rounds as f64);
     table.row("CPU ms, create to delete", &per_life);
     match place::program("time") {
@@ -57,7 +56,6 @@ pub(super) fn run(settings: &Settings) {
     table.row("binary, KiB", &|name| {
         let (peer, _) = peers.iter().find(|(peer, _)| peer.name == name)?;
         let size = fs::metadata(peer.scratch.runtime.program()).ok()?.len();
-        #[allow(clippy::cast_precision_loss)]
         Some(size as f64 / 1024.0)
     });
     for (peer, _) in &peers {

@@ -1,5 +1,4 @@
 //! Measurements side by side with the peers: one file per question.
-#![allow(clippy::print_stdout)]
 
 mod calls;
 mod cost;

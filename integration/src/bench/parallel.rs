@@ -73,7 +73,6 @@ fn rate(peer: &Peer, bundles: &[Bundle], width: usize) -> f64 {
         });
         began.elapsed()
     });
-    #[allow(clippy::cast_precision_loss)]
     let lives = LIVES as f64;
     lives / took.as_secs_f64()
 }

@@ -89,7 +89,6 @@ pub(super) fn spawn(mut command: Command) -> Child {
 pub(super) fn children_cpu() -> f64 {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("getrusage");
     let millis = |time: nix::sys::time::TimeVal| {
-        #[allow(clippy::cast_precision_loss)]
         let parts = (time.tv_sec() as f64, time.tv_usec() as f64);
         parts.0 * 1000.0 + parts.1 / 1000.0
     };

@@ -2,7 +2,6 @@
 //!
 //! `bench [ROUNDS] [SECTION…]`; the sections are those of [`SECTIONS`], all by default.
 //! Absolute times are those of a noisy machine; the ratios of one run are what counts.
-#![allow(clippy::print_stdout)]
 
 use std::process::ExitCode;
 

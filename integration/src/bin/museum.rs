@@ -1,7 +1,6 @@
 //! `make museum`: what broke containers elsewhere, side by side on containerd's own shim and ours.
 //!
 //! Words on the command line choose exhibits whose names contain one of them.
-#![allow(clippy::print_stdout)]
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -6,7 +6,12 @@
 //!
 //! `cargo test --test kernel -- WORD` runs the tests with WORD in their name;
 //! `-- measure` prints what compiling, a cache hit and loading cost.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod child;
 mod sys;

@@ -32,7 +32,10 @@ pub(super) struct Attending<'a> {
 }
 
 impl Runtime {
-    #[allow(clippy::too_many_arguments)] // one step of `make`, split for length only
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one step of `make`, split for length only"
+    )]
     pub(super) async fn make_behind_barrier<F>(
         &self,
         reaper: &Arc<Reaper>,

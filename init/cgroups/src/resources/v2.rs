@@ -151,11 +151,13 @@ fn cpu_limits(dir: &Dir, cpu: &LinuxCpu, when: When) -> Result<()> {
 pub(crate) fn weight_of_shares(shares: u64) -> u64 {
     let shares = shares.clamp(2, 262_144);
     // At most 262144, so exact.
-    #[allow(clippy::cast_precision_loss)]
     let l = (shares as f64).log2();
     let exponent = (l * l + 125.0 * l) / 612.0 - 7.0 / 34.0;
-    // Within 1 and 10000 by the clamp above.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "within 1 and 10000 by the clamp above"
+    )]
     let weight = 10_f64.powf(exponent).ceil() as u64;
     weight.clamp(1, 10_000)
 }

@@ -12,7 +12,7 @@ use super::arch::raw;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Errno(pub(crate) i32);
 
-#[allow(clippy::cast_possible_wrap)]
+#[expect(clippy::cast_possible_wrap, reason = "errno values are small")]
 mod errnos {
     use super::errno;
     pub(crate) const ENOENT: i32 = errno::ENOENT as i32;
@@ -34,21 +34,23 @@ pub(crate) use errnos::*;
 /// Result of a system call.
 pub(crate) type Call<T> = Result<T, Errno>;
 
-#[allow(clippy::cast_sign_loss)]
+#[expect(clippy::cast_sign_loss, reason = "-100 stays -100 in a register")]
 pub(super) const CWD: usize = k::AT_FDCWD as isize as usize;
 
 fn check(ret: isize) -> Call<usize> {
     match ret {
-        // The kernel returns -4095..-1 for an error, so both casts are exact.
-        #[allow(clippy::cast_possible_truncation)]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the kernel returns -4095..-1 for an error"
+        )]
         -4095..=-1 => Err(Errno(-ret as i32)),
-        #[allow(clippy::cast_sign_loss)]
+        #[expect(clippy::cast_sign_loss, reason = "large values are addresses")]
         _ => Ok(ret as usize),
     }
 }
 
-/// Widens a descriptor or id to a register; -1 stays -1.
-#[allow(clippy::cast_sign_loss)]
+/// Widens a descriptor or id to a register.
+#[expect(clippy::cast_sign_loss, reason = "-1 stays -1")]
 pub(super) fn reg(value: i32) -> usize {
     value as isize as usize
 }
@@ -67,7 +69,11 @@ pub(super) fn call(nr: u32, a: [usize; 6]) -> Call<usize> {
     check(unsafe { raw(nr as usize, a) })
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "descriptors are below 2^31"
+)]
 pub(super) fn fd(ret: usize) -> i32 {
     ret as i32
 }

@@ -72,7 +72,7 @@ pub(crate) fn mkdirat(dir: i32, name: &CStr, mode: u32) -> Call<()> {
 pub(crate) fn mknodat(dir: i32, name: &CStr, mode: u32, device: u64) -> Call<()> {
     // The kernel takes the 32-bit encoding, which for the majors and minors of Linux
     // devices are the low bits of the 64-bit one.
-    #[allow(clippy::cast_possible_truncation)]
+    #[expect(clippy::cast_possible_truncation, reason = "registers have 64 bits")]
     let device = device as usize;
     call(
         k::__NR_mknodat,

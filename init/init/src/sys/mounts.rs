@@ -13,7 +13,7 @@ pub(crate) fn mount(
     flags: u64,
     data: Option<&CStr>,
 ) -> Call<()> {
-    #[allow(clippy::cast_possible_truncation)]
+    #[expect(clippy::cast_possible_truncation, reason = "registers have 64 bits")]
     let flags = flags as usize;
     call(
         k::__NR_mount,

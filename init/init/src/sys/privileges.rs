@@ -43,8 +43,7 @@ pub(crate) fn raise_ambient(capability: u32) -> Call<()> {
 pub(crate) fn capset(effective: u64, permitted: u64, inheritable: u64) -> Call<()> {
     const VERSION_3: u32 = 0x2008_0522;
     let header = [VERSION_3, 0];
-    // Splitting into halves is what the ABI asks for.
-    #[allow(clippy::cast_possible_truncation)]
+    #[expect(clippy::cast_possible_truncation, reason = "the ABI asks for halves")]
     let half = |set: u64, high: bool| if high { (set >> 32) as u32 } else { set as u32 };
     let data = [
         half(effective, false),
@@ -84,8 +83,10 @@ pub(crate) fn seccomp(program: &[u8], flags: u32) -> Call<i32> {
         len: u16,
         filter: *const u8,
     }
-    // The library refuses programs over 4096 instructions (BPF_MAXINSNS).
-    #[allow(clippy::cast_possible_truncation)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the library refuses programs over 4096 instructions (BPF_MAXINSNS)"
+    )]
     let program = Program {
         len: (program.len() / 8) as u16,
         filter: program.as_ptr(),

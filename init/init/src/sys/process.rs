@@ -109,7 +109,7 @@ pub(crate) fn umask(mask: u32) {
 }
 
 pub(crate) fn personality(persona: u64) -> Call<()> {
-    #[allow(clippy::cast_possible_truncation)]
+    #[expect(clippy::cast_possible_truncation, reason = "registers have 64 bits")]
     call(k::__NR_personality, [persona as usize, 0, 0, 0, 0, 0]).map(drop)
 }
 

@@ -82,7 +82,6 @@ impl Message {
     fn varint(&mut self, mut value: u64) {
         loop {
             // The lowest seven bits.
-            #[allow(clippy::cast_possible_truncation)]
             let byte = (value & 0x7f) as u8;
             value >>= 7;
             if value == 0 {

@@ -308,7 +308,6 @@ fn stages_have_their_names_of_the_configuration() {
         .collect();
     let hooks: oci_spec::runtime::Hooks =
         serde_json::from_str(&format!("{{{}}}", json.trim_end_matches(','))).unwrap();
-    #[allow(deprecated)]
     let found = [
         hooks.prestart(),
         hooks.create_runtime(),

@@ -41,8 +41,10 @@ impl PlanBuilder {
         let at = self.body.len();
         self.body.extend_from_slice(&[0; 8]);
         let tag = step.encode(&mut Bytes(&mut self.body));
-        // A step is bounded by config.json, far below 4 GiB.
-        #[allow(clippy::cast_possible_truncation)]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a step is bounded by config.json, far below 4 GiB"
+        )]
         let len = (self.body.len() - at - 8) as u32;
         self.body[at..at + 4].copy_from_slice(&tag.to_le_bytes());
         self.body[at + 4..at + 8].copy_from_slice(&len.to_le_bytes());

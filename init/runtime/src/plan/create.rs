@@ -201,7 +201,6 @@ pub fn has_create_hooks(bundle: &Bundle) -> bool {
         return true;
     }
     // `prestart` is deprecated, and still what the NVIDIA container toolkit's hook is.
-    #[allow(deprecated)]
     bundle.spec.hooks().as_ref().is_some_and(|hooks| {
         [
             hooks.prestart(),

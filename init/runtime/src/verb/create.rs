@@ -398,7 +398,6 @@ impl Creation<'_> {
         Ok(())
     }
 
-    #[allow(deprecated)]
     fn hooks(&self, link: &Link) -> Result<()> {
         let Some(hooks) = self.bundle.spec.hooks() else {
             return Ok(());

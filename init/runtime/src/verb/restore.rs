@@ -351,7 +351,6 @@ impl Restoration<'_> {
         }
     }
 
-    #[allow(deprecated)]
     fn hooks(&self, pid: i32) -> Result<()> {
         let Some(hooks) = self.bundle.spec.hooks() else {
             return Ok(());

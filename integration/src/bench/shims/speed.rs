@@ -104,7 +104,6 @@ fn rate(side: &Side, round: usize) -> f64 {
             });
         }
     });
-    #[allow(clippy::cast_precision_loss)]
     let execs = (WIDTH * EACH) as f64;
     execs / began.elapsed().as_secs_f64()
 }
