@@ -1,102 +1,26 @@
 //! The shim fails where a test wants it: built with its feature `fault-points` (`make test-faults`).
 
-use std::path::PathBuf;
-use std::process::Command;
+#[path = "faults/base.rs"]
+mod base;
+#[path = "faults/walks.rs"]
+mod walks;
+
 use std::thread;
 use std::time::Duration;
 
-use holdfast_integration::containerd::{Containerd, peer};
-use holdfast_integration::deadline::{self, eventually};
-use holdfast_integration::leaks::is_alive;
+use base::{Base, POD, SPACING, can_fail};
+use holdfast_integration::containerd::Containerd;
+use holdfast_integration::deadline::eventually;
+use holdfast_integration::on_containerds;
 use holdfast_integration::shim::{METHODS, Shim};
-use holdfast_integration::{on_containerds, place, skip};
+use walks::a_walk_with_faults_ends_where_one_without_does;
 
 on_containerds! {
     true_faults_and_stalls_are_survived_and_recorded;
     a_panic_in_any_call_is_that_calls_alone;
     a_panic_in_any_step_of_a_container_is_made_good;
     a_step_that_always_panics_costs_its_call_alone;
-}
-
-/// Images that live shorter are a loop, which is another matter.
-const SPACING: Duration = Duration::from_millis(600);
-const POD: [&str; 2] = ["--annotation", "io.containerd.runc.v2.group=base"];
-
-/// Whether the shim under test can be made to fail; says so if not.
-fn can_fail(test: &str) -> bool {
-    let shim = (!peer()).then(|| place::built("containerd-shim-holdfast-v2"));
-    let can = shim.is_some_and(|shim| {
-        let said = deadline::run(Command::new(shim).arg("-v"), Duration::from_secs(10));
-        said.stdout.contains("Fault points")
-    });
-    if !can {
-        skip(
-            test,
-            "this shim has no fault points: see `make test-faults`",
-        );
-    }
-    can
-}
-
-/// A container whose bundle is the shim's working directory, where the faults are ordered.
-struct Base<'a> {
-    containerd: &'a Containerd,
-    pid: i32,
-    shim: i32,
-}
-
-impl<'a> Base<'a> {
-    fn start(containerd: &'a Containerd) -> Self {
-        let pid = containerd.start_task("base", &POD, &["sleep", "600"]);
-        let shim = Shim::of(containerd, "base").pid("base");
-        Self {
-            containerd,
-            pid,
-            shim,
-        }
-    }
-
-    fn file(&self) -> PathBuf {
-        self.containerd.bundle("base").join("fault")
-    }
-
-    fn order(&self, place: &str, how: &str) {
-        std::fs::write(self.file(), format!("{place} {how}")).unwrap();
-    }
-
-    /// The one ordered has happened.
-    #[track_caller]
-    fn happened(&self) {
-        assert!(
-            !self.file().exists(),
-            "{:?}",
-            std::fs::read_to_string(self.file())
-        );
-    }
-
-    #[track_caller]
-    fn is_well(&self) {
-        assert!(is_alive(self.pid) && is_alive(self.shim));
-        let shim = Shim::of(self.containerd, "base");
-        assert_eq!(shim.pid("base"), self.shim);
-        assert_eq!(shim.state("base", "").unwrap().pid.cast_signed(), self.pid);
-    }
-
-    fn end(self) {
-        let _ = std::fs::remove_file(self.file());
-        self.containerd.end_task("base");
-    }
-
-    fn ledger(&self) -> String {
-        let mut all = String::new();
-        for entry in std::fs::read_dir(self.containerd.path("ledger"))
-            .unwrap()
-            .flatten()
-        {
-            all += &String::from_utf8_lossy(&std::fs::read(entry.path()).unwrap_or_default());
-        }
-        all
-    }
+    a_walk_with_faults_ends_where_one_without_does;
 }
 
 fn true_faults_and_stalls_are_survived_and_recorded(containerd: &Containerd) {
