@@ -266,6 +266,53 @@ fn every_unsafe_block_says_why_it_is_sound() {
     );
 }
 
+/// The attributes `allow` and `expect` of a file outside of its tests, with their lines.
+fn exceptions(text: &str) -> Vec<(usize, String)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let tests = lines.iter().position(|line| line.trim() == "#[cfg(test)]");
+    let mut found = Vec::new();
+    for (number, line) in lines.iter().enumerate().take(tests.unwrap_or(lines.len())) {
+        let code = line.trim_start();
+        let starts = ["#[allow(", "#![allow(", "#[expect(", "#![expect("];
+        if starts.iter().any(|start| code.starts_with(start)) {
+            let rest = &lines[number..];
+            let end = rest.iter().position(|line| line.contains(")]")).unwrap();
+            found.push((number + 1, rest[..=end].join(" ")));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_exception_from_a_lint_says_why() {
+    let mut found = Vec::new();
+    for file in sources() {
+        let is_test = file.components().any(|part| part.as_os_str() == "tests")
+            || file.to_string_lossy().ends_with("tests.rs");
+        if is_test {
+            continue;
+        }
+        for (line, attribute) in exceptions(&fs::read_to_string(&file).unwrap()) {
+            // That unsafe code is where it may be is another rule.
+            let is_sys = attribute.contains("(unsafe_code)");
+            if !is_sys && !attribute.contains("reason = ") && !attribute.contains("// ") {
+                found.push(format!("{}:{line}: {attribute}", file.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "without a reason:\n{}", found.join("\n"));
+}
+
+#[test]
+fn exceptions_are_found() {
+    let text = "#![allow(a)]\n#[expect(\n  b,\n  reason = \"c\"\n)]\nfn d() {}\n\
+                #[cfg(test)]\nmod tests {\n    #![allow(e)]\n}\n";
+    let found = exceptions(text);
+    let lines: Vec<usize> = found.iter().map(|(line, _)| *line).collect();
+    assert_eq!(lines, [1, 2]);
+    assert!(found[1].1.contains("reason = "));
+}
+
 /// The lines of a table of a `Cargo.toml`.
 fn table(manifest: &str, name: &str) -> BTreeSet<String> {
     let text = fs::read_to_string(place::repository().join(manifest)).unwrap();

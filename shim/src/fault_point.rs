@@ -44,11 +44,7 @@ pub(crate) fn fault_point(place: &str) {
 
 /// Uses up the stack.
 #[cfg(feature = "fault-points")]
-#[expect(
-    unconditional_recursion,
-    clippy::only_used_in_recursion,
-    reason = "a stack overflow is what is wanted"
-)]
+#[expect(unconditional_recursion, reason = "a stack overflow is what is wanted")]
 fn overflow(depth: u64) -> u64 {
     let frame = std::hint::black_box([depth; 64]);
     overflow(depth + 1) + frame.iter().sum::<u64>()
