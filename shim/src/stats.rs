@@ -182,8 +182,14 @@ fn psi(psi: Option<Psi>) -> MessageField<v2::PSIStats> {
 
 fn metrics_v2(stats: V2Stats) -> v2::Metrics {
     v2::Metrics {
-        pids: field(stats.pids, |pids: Pids| {
-            same!(v2::PidsStat, pids, current, limit)
+        pids: field(stats.pids, |pids: Pids| v2::PidsStat {
+            current: pids.current,
+            // What has no limit has 0 in the message for v1, and this here: clients know both.
+            limit: match pids.limit {
+                0 => u64::MAX,
+                limit => limit,
+            },
+            ..v2::PidsStat::default()
         }),
         cpu: field(stats.cpu, |cpu| {
             let mut message = same!(
@@ -202,19 +208,7 @@ fn metrics_v2(stats: V2Stats) -> v2::Metrics {
             message
         }),
         memory: field(stats.memory, |memory| memory_v2(&memory)),
-        rdma: field(stats.rdma, |rdma: Rdma| v2::RdmaStat {
-            current: rdma
-                .current
-                .into_iter()
-                .map(|one| same!(v2::RdmaEntry, one, device, hca_handles, hca_objects))
-                .collect(),
-            limit: rdma
-                .limit
-                .into_iter()
-                .map(|one| same!(v2::RdmaEntry, one, device, hca_handles, hca_objects))
-                .collect(),
-            ..v2::RdmaStat::default()
-        }),
+        rdma: MessageField::some(rdma_v2(stats.rdma.unwrap_or_default())),
         io: field(stats.io, |io| v2::IOStat {
             usage: io
                 .usage
@@ -242,6 +236,23 @@ fn metrics_v2(stats: V2Stats) -> v2::Metrics {
             )
         }),
         ..v2::Metrics::default()
+    }
+}
+
+/// Always there, if empty, as clients are used to.
+fn rdma_v2(rdma: Rdma) -> v2::RdmaStat {
+    v2::RdmaStat {
+        current: rdma
+            .current
+            .into_iter()
+            .map(|one| same!(v2::RdmaEntry, one, device, hca_handles, hca_objects))
+            .collect(),
+        limit: rdma
+            .limit
+            .into_iter()
+            .map(|one| same!(v2::RdmaEntry, one, device, hca_handles, hca_objects))
+            .collect(),
+        ..v2::RdmaStat::default()
     }
 }
 
@@ -321,16 +332,17 @@ mod tests {
                 usage_usec: 9,
                 ..V2Cpu::default()
             }),
+            pids: Some(Pids {
+                current: 3,
+                limit: 0,
+            }),
             ..V2Stats::default()
         };
         let any = to_any(Stats::V2(Box::new(stats)));
         assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
-        assert_eq!(
-            v2::Metrics::parse_from_bytes(&any.value)
-                .unwrap()
-                .cpu
-                .usage_usec,
-            9
-        );
+        let read = v2::Metrics::parse_from_bytes(&any.value).unwrap();
+        assert_eq!(read.cpu.usage_usec, 9);
+        assert_eq!((read.pids.current, read.pids.limit), (3, u64::MAX));
+        assert!(read.rdma.is_some() && read.memory.is_none());
     }
 }
