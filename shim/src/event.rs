@@ -99,6 +99,14 @@ pub(crate) fn proto_time(time: Timestamp) -> MessageField<ProtoTime> {
     })
 }
 
+/// What Go writes for "no time", and clients expect: the first second of year 1.
+pub(crate) fn no_time() -> MessageField<ProtoTime> {
+    MessageField::some(ProtoTime {
+        seconds: -62_135_596_800,
+        ..ProtoTime::default()
+    })
+}
+
 /// An event as it is kept until containerd has taken it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Encoded {

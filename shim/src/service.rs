@@ -17,7 +17,7 @@ use containerd_shim_protos::types::task::{ProcessInfo, Status as ProtoStatus};
 use holdfast_record::{ContainerId, ExecId};
 use tokio::sync::Notify;
 
-use crate::event::proto_time;
+use crate::event::{no_time, proto_time};
 use crate::fault::Fault;
 use crate::fault_point::fault_point;
 use crate::options::Options;
@@ -39,8 +39,6 @@ const FOR_EVERY_SHIM: [&str; 8] = [
 ];
 /// How long after a start or a delete the heap is trimmed.
 const TRIM_AFTER: Duration = Duration::from_secs(2);
-/// Seconds of the first day of year 1: what Go writes for "no time", and clients expect.
-const NO_TIME: i64 = -62_135_596_800;
 
 /// Serves the task API for the containers of one shim.
 #[derive(Debug)]
@@ -76,15 +74,7 @@ fn process<'a>(view: &'a View, exec: Option<&ExecId>) -> Result<&'a ProcessView,
 }
 
 fn exited_at(ended: Option<Ended>) -> MessageField<ProtoTime> {
-    ended.map_or_else(
-        || {
-            MessageField::some(ProtoTime {
-                seconds: NO_TIME,
-                ..ProtoTime::default()
-            })
-        },
-        |ended| proto_time(ended.at),
-    )
+    ended.map_or_else(no_time, |ended| proto_time(ended.at))
 }
 
 fn proto_status(status: Status) -> EnumOrUnknown<ProtoStatus> {

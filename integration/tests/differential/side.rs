@@ -2,6 +2,7 @@
 //! the containers: it only gets their events.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,6 +25,10 @@ pub(crate) enum State {
     Unknown,
     /// Its create failed: there is no such program.
     FailedCreate,
+    /// Created from a checkpoint's images.
+    Stored,
+    /// Its start failed: its program's interpreter is missing, which only execve(2) finds out.
+    FailedStart,
     /// As the name says; so are those below.
     Created,
     Running,
@@ -41,9 +46,11 @@ pub(crate) enum State {
 }
 
 impl State {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Unknown,
         Self::FailedCreate,
+        Self::Stored,
+        Self::FailedStart,
         Self::Created,
         Self::Running,
         Self::Paused,
@@ -72,7 +79,7 @@ impl State {
         let asked = !self.is_exec() || calls::EXEC.contains(call);
         match **call {
             // Waiting for what was never started ends with its delete, if at all.
-            "Wait" => asked && !matches!(self, Self::ExecAdded | Self::ExecFailed),
+            "Wait" => asked && !matches!(self, Self::ExecAdded | Self::ExecFailed | Self::Stored),
             // containerd's own dies: of a second failed start at once ("close of closed
             // channel"), of the others at the container's end ("makechan: size out of range").
             // Ours is asked that in the shim's contract, and both in the museum.
@@ -107,6 +114,8 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     /// What pids stand for.
     pub(crate) pids: Mutex<BTreeMap<u32, &'static str>>,
+    /// Never more than images, so that there is a delete to be told, and no exit.
+    stored: bool,
 }
 
 /// See the module.
@@ -138,6 +147,9 @@ impl<'a> Side<'a> {
         ]);
         let rootfs = containerd.path(&format!("{name}-rootfs"));
         image::fill_rootfs(&rootfs);
+        let script = rootfs.join("bad-script");
+        std::fs::write(&script, "#!/nonexistent\n").unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         Self {
             shim: Shim::of(containerd, &anchor),
             containerd,
@@ -175,10 +187,10 @@ impl<'a> Side<'a> {
         let id = format!("{}-{number}", self.name);
         let bundle = self.containerd.path(&format!("bundle-{id}"));
         std::fs::create_dir_all(bundle.join("rootfs")).unwrap();
-        let program = if state == State::FailedCreate {
-            "nosuchprogram"
-        } else {
-            "sleep"
+        let program = match state {
+            State::FailedCreate => "nosuchprogram",
+            State::FailedStart => "/bad-script",
+            _ => "sleep",
         };
         let mut spec = Bundle {
             id: id.clone(),
@@ -197,6 +209,7 @@ impl<'a> Side<'a> {
             id,
             bundle,
             pids: Mutex::default(),
+            stored: state == State::Stored,
         };
         self.bring(&container, state);
         container
@@ -210,7 +223,10 @@ impl<'a> Side<'a> {
             shim.call::<_, api::Empty>(method, &request).unwrap();
         };
         let create = || {
-            let request = self.create_request(id, &container.bundle);
+            let mut request = self.create_request(id, &container.bundle);
+            if state == State::Stored {
+                request.checkpoint = self.path("no-images");
+            }
             shim.call::<_, api::CreateTaskResponse>("Create", &request)
         };
         match state {
@@ -219,9 +235,19 @@ impl<'a> Side<'a> {
             _ => {}
         }
         let pid = create().unwrap().pid;
+        if state == State::Stored {
+            return assert_eq!(pid, 0);
+        }
         container.pids.lock().unwrap().insert(pid, "INIT");
-        if state == State::Created {
-            return;
+        match state {
+            State::Created => return,
+            State::FailedStart => {
+                // Theirs says that it runs, ours that it does not; with both that was its life.
+                assert_eq!(shim.start(id, "").is_err(), self.name == "ours");
+                shim.wait(id, "").unwrap();
+                return;
+            }
+            _ => {}
         }
         assert_eq!(shim.start(id, "").unwrap(), pid);
         match state {
@@ -351,9 +377,11 @@ impl<'a> Side<'a> {
                 ends.filter(|one| field.is_empty() || one.text(field) == container.id)
                     .count()
             };
-            count("/tasks/exit", "id") == lives && count("/tasks/delete", "") == lives
+            count("/tasks/exit", "id") == lives
+                && count("/tasks/delete", "") == lives.max(usize::from(container.stored))
         };
-        let told = of(&subscriber.until("its end is told", super::LIMIT, whole));
+        let what = format!("the end of {container:?} is told");
+        let told = of(&subscriber.until(&what, super::LIMIT, whole));
         let words: Vec<String> = told
             .iter()
             .map(|event| self.event(container, event))

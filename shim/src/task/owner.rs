@@ -40,7 +40,7 @@ use super::{
     CheckpointRequest, Command, CreateRequest, ProcessView, Remains, Reply, Shim, Status, View,
     remove, stuck,
 };
-use crate::event::{Event as Published, proto_time};
+use crate::event::{Event as Published, no_time, proto_time};
 use crate::fault::{Fault, chain};
 use crate::fault_point::fault_point;
 use crate::look::describe;

@@ -290,7 +290,7 @@ impl Owner {
                 | Init::Restoring(Some((process, None))) => Ok(Arc::clone(process)),
                 Init::Creating(_) => Err(Fault::no_container()),
                 // There is no process yet, and none to wait for: a delete is all it takes.
-                Init::Stored | Init::Restoring(_) => Err(Fault::no_container()),
+                Init::Stored | Init::Restoring(_) => Err(Fault::not_found("no such container")),
                 Init::Ending(..) | Init::Stopped(..) => Err(Fault::finished()),
                 Init::Deleting(_) | Init::Deleted => {
                     Err(Fault::not_found("cannot kill a deleted process"))

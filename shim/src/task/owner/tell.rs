@@ -130,6 +130,7 @@ impl Owner {
             }),
             Told::Deleted(None) => Published::Delete(events::TaskDelete {
                 container_id,
+                exited_at: no_time(),
                 ..events::TaskDelete::default()
             }),
         };
