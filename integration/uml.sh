@@ -1,10 +1,13 @@
 #!/bin/sh
 # Runs the runtime's tests on pure cgroup v2: `uml.sh [TEST...]`, each a name of integration/tests, by default all
-# whose names begin with `runtime_`. Those of the shim run too when they are named, with containerd 1.6; one processor
-# makes them slow. `uml.sh bench [ROUNDS] [SECTION...]` runs the benchmark there instead (`make bench-v2`).
+# whose names begin with `runtime_`, and of the shim, with containerd 1.6, those that depend on the cgroup version.
+# Others run too when they are named; one processor makes them slow. `uml.sh bench [ROUNDS] [SECTION...]` runs the
+# benchmark there instead (`make bench-v2`).
+# `CGROUPS=v1` or `CGROUPS=hybrid` boots systemd with the old hierarchies instead.
 #
 # The machine is User-Mode Linux of Debian forky, an ordinary process of this one: a kernel of today with systemd, cgroup
-# v2 (cpu, io, memory, pids) and every capability, one processor, no network. Its root file system is a small Debian of
+# v2 (cpu, io, memory, pids) and every capability, one processor, no network. On v1 it has cpu, cpuacct, blkio, devices,
+# freezer, net_cls and pids: Debian builds it without memory and cpuset there. Its root file system is a small Debian of
 # this machine's own release, so that the tests, built here, find the same C library and the same runc and crun. Both are
 # kept in tools/uml/; each run writes to a throw-away copy.
 #
@@ -19,6 +22,15 @@ binaries=${HOLDFAST_BIN_DIR:-$here/target/release}
 # How long the machine may run before it is ended, in seconds.
 limit=900
 memory=1G
+
+# What systemd is told (kernel-command-line(7), systemd(1)): only versions from 256 on ask for the force.
+case ${CGROUPS:-v2} in
+	v2) layout= ;;
+	v1) layout="systemd.legacy_systemd_cgroup_controller=1" ;;
+	hybrid) layout="systemd.legacy_systemd_cgroup_controller=0" ;;
+	*) echo "test-v2: CGROUPS is v1, hybrid or v2" >&2; exit 1 ;;
+esac
+[ -z "$layout" ] || layout="systemd.unified_cgroup_hierarchy=0 SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1 $layout"
 
 skipped() {
 	echo "SKIPPED test-v2: $1"
@@ -48,6 +60,7 @@ make_root() {
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
 		--dpkgopt='path-exclude=/usr/share/locale/*' \
 		--include=systemd,systemd-sysv,dbus,kmod,mount,containerd,runc,crun,busybox-static,strace \
+		--include=libpam-systemd,dbus-user-session,passwd,uidmap \
 		"$release" "$tree" "$mirror" >"$state/log" 2>&1 || return 1
 	for modules in "$home"/kernel/user-mode-linux/usr/lib/uml/modules/*; do
 		at=$tree/usr/lib/modules/${modules##*/}
@@ -110,7 +123,9 @@ if [ "${1:-}" = bench ]; then
 	cargo="build --bin bench"
 	echo "$*" | cut -d ' ' -s -f 2- >"$share/words"
 else
-	cargo="test --no-run --tests"
+	cargo="test --no-run"
+	for test in "$@"; do cargo="$cargo --test $test"; done
+	[ $# -gt 0 ] || cargo="$cargo --tests"
 	: >"$share/words"
 fi
 cargo $cargo --locked --message-format=json -p holdfast-integration >"$share/built"
@@ -127,7 +142,7 @@ sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$share/built" | while read -r exec
 	name=${name%-*}
 	case " ${*:-all} " in
 		*" $name "*) ;;
-		" all ") [ "${name#runtime_}" != "$name" ] || continue ;;
+		" all ") case $name in runtime_* | stats | events | unkillable) ;; *) continue ;; esac ;;
 		*) continue ;;
 	esac
 	cp "$executable" "$share/tests/$name"
@@ -136,7 +151,13 @@ done
 
 cat >"$share/run" <<'END'
 export HOLDFAST_BIN_DIR=/host/bin PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
-echo "Linux $(uname -r), cgroup v2 with $(cat /sys/fs/cgroup/cgroup.controllers)"
+# For tests that take all memory.
+export HOLDFAST_THROW_AWAY_MACHINE=1
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+	echo "Linux $(uname -r), cgroup v2 with $(cat /sys/fs/cgroup/cgroup.controllers)"
+else
+	echo "Linux $(uname -r), cgroups at" $(cd /sys/fs/cgroup && echo *)
+fi
 [ ! -d /host/programs ] || cp -R /host/programs/. /
 failed=0
 for test in /host/tests/*; do
@@ -153,7 +174,7 @@ END
 echo "test-v2: booting, with the tests" $(ls "$share/tests")
 : >"$share/log"
 timeout -k 10 "$limit" "$home/linux" mem=$memory "ubd0=$share/changes,$home/root.image" root=/dev/ubda rw init=/sbin/init \
-	"holdfast_folder=$share" con=null con0=null,fd:1 con1=null ssl=null seccomp=on \
+	"holdfast_folder=$share" $layout con=null con0=null,fd:1 con1=null ssl=null seccomp=on \
 	</dev/null >"$share/console" 2>&1 || true
 cat "$share/log"
 result=$(cat "$share/result" 2>/dev/null || true)

@@ -15,6 +15,7 @@ on_containerds! {
     short_lives_are_told_whole;
     want_of_memory_is_told_before_the_exit;
     a_pods_want_of_memory_is_told_before_the_exit_and_named;
+    the_nodes_want_of_memory_is_told_as_such;
 }
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -182,6 +183,45 @@ impl Drop for Pod {
     }
 }
 
+/// What is recorded of `big` under that code.
+fn record_of(containerd: &Containerd, code: &str) -> serde_json::Value {
+    let mut why = Command::new(place::built("holdfast"));
+    why.args(["why", "--json", "big"]);
+    why.env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
+    eventually("the record is written", LIMIT, || {
+        let said = deadline::run(&mut why, LIMIT);
+        let records: Vec<serde_json::Value> = serde_json::from_str(&said.stdout).ok()?;
+        records.into_iter().find(|record| record["code"] == code)
+    })
+}
+
+/// No limit is hit: the machine itself has no memory left. Only where the machine is there for it.
+fn the_nodes_want_of_memory_is_told_as_such(containerd: &Containerd) {
+    const TEST: &str = "the_nodes_want_of_memory";
+    if peer() {
+        return skip(TEST, "containerd's own shim records none");
+    }
+    if std::env::var_os("HOLDFAST_THROW_AWAY_MACHINE").is_none() {
+        return skip(
+            TEST,
+            "it takes all memory; `make test-v2` has a machine for it",
+        );
+    }
+    let subscriber = Subscriber::new(containerd);
+    let ran = containerd.run("big", &["--rm"], &["tail", "-n", "1", "/dev/zero"]);
+    assert_eq!(ran.code(), 137, "{ran}");
+    let events = subscriber.until("the deletion", LIMIT, |events| is_deleted(events, "big"));
+    let told = topics(&events, "big");
+    let at = |topic: &str| told.iter().position(|seen| *seen == topic);
+    assert!(at("oom").is_some() && at("oom") < at("exit"), "{told:?}");
+    let record = record_of(containerd, "HF121");
+    let oom = &record["evidence"];
+    assert_eq!(oom["scope"], "node", "{record}");
+    assert_eq!(oom["victim"], "tail", "{record}");
+    let summary = record["summary"].as_str().unwrap_or_default();
+    assert!(summary.contains("the whole node had none left"), "{record}");
+}
+
 fn a_pods_want_of_memory_is_told_before_the_exit_and_named(containerd: &Containerd) {
     const BYTES: u64 = 24 << 20;
     const TEST: &str = "a_pods_want_of_memory";
@@ -200,14 +240,7 @@ fn a_pods_want_of_memory_is_told_before_the_exit_and_named(containerd: &Containe
     let told = topics(&events, "big");
     let at = |topic: &str| told.iter().position(|seen| *seen == topic);
     assert!(at("oom").is_some() && at("oom") < at("exit"), "{told:?}");
-    let mut why = Command::new(place::built("holdfast"));
-    why.args(["why", "--json", "big"]);
-    why.env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
-    let record = eventually("the record is written", LIMIT, || {
-        let said = deadline::run(&mut why, LIMIT);
-        let records: Vec<serde_json::Value> = serde_json::from_str(&said.stdout).ok()?;
-        records.into_iter().find(|record| record["code"] == "HF121")
-    });
+    let record = record_of(containerd, "HF121");
     // Not the container's own limit: it had none.
     let oom = &record["evidence"];
     let limited = oom["cgroup"].as_str().unwrap_or_default();

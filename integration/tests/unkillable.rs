@@ -2,8 +2,11 @@
 //! it, it is thawed; where nothing can be done, Kill and Delete say which process it is and where
 //! it sleeps, instead of a success that is none.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use holdfast_integration::containerd::{Containerd, peer};
@@ -12,10 +15,154 @@ use holdfast_integration::leaks::is_alive;
 use holdfast_integration::place::unique;
 use holdfast_integration::shim::Shim;
 use holdfast_integration::{on_containerds, skip};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 on_containerds! {
+    who_waits_for_a_dead_file_server_is_named;
     a_frozen_nested_cgroup_does_not_keep_its_container;
     what_cannot_die_is_named_by_kill_and_delete;
+}
+
+/// A FUSE file system whose server reads every question, and answers only what a mount needs: whoever
+/// looks for a file in it sleeps, and no signal wakes him, until the server is gone.
+struct DeadServer {
+    at: PathBuf,
+}
+
+impl DeadServer {
+    /// None, with a word on the terminal, where there is no FUSE.
+    fn mount(test: &str, at: PathBuf) -> Option<Self> {
+        let device = File::options().read(true).write(true).open("/dev/fuse");
+        // In the guest it is a module, which the device's number would load if the device were there.
+        let device = device.or_else(|_| {
+            let _ = Command::new("modprobe").arg("fuse").status();
+            File::options().read(true).write(true).open("/dev/fuse")
+        });
+        let Ok(device) = device else {
+            skip(test, "no /dev/fuse");
+            return None;
+        };
+        fs::create_dir_all(&at).unwrap();
+        let options = format!(
+            "fd={},rootmode=40000,user_id=0,group_id=0,allow_other",
+            device.as_raw_fd()
+        );
+        let none = MsFlags::empty();
+        if let Err(errno) = mount(
+            Some("dead"),
+            &at,
+            Some("fuse"),
+            none,
+            Some(options.as_str()),
+        ) {
+            skip(test, &format!("mount of a fuse file system: {errno}"));
+            return None;
+        }
+        std::thread::spawn(move || serve(device));
+        Some(Self { at })
+    }
+
+    /// The end of the connection: everybody who waits gets an error.
+    fn end(&self) {
+        let _ = umount2(&self.at, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
+    }
+}
+
+impl Drop for DeadServer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Until the connection ends. Layouts: the kernel's `linux/fuse.h`.
+fn serve(mut device: File) {
+    const LOOKUP: u32 = 1;
+    const GETATTR: u32 = 3;
+    const INIT: u32 = 26;
+    let mut request = vec![0u8; 1 << 17];
+    while let Ok(len) = device.read(&mut request) {
+        let word = |at: usize| u32::from_le_bytes(request[at..at + 4].try_into().unwrap());
+        let (opcode, unique) = (word(4), &request[8..16]);
+        let mut body = Vec::new();
+        let mut error = 0i32;
+        match opcode {
+            INIT => {
+                let words = [7u32, 31, 0, 0, 0, 4096, 1];
+                body.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+                body.resize(64, 0);
+            }
+            GETATTR => {
+                // Valid for an hour; the root folder, and nothing else is ever known.
+                body.extend(3600u64.to_le_bytes());
+                body.resize(16, 0);
+                body.extend(1u64.to_le_bytes());
+                body.resize(16 + 60, 0);
+                body.extend(0o40755u32.to_le_bytes());
+                body.extend(2u32.to_le_bytes());
+                body.resize(16 + 88, 0);
+            }
+            LOOKUP => continue,
+            _ => error = -nix::libc::ENOSYS,
+        }
+        assert!(len >= 40, "a short request");
+        let mut answer = u32::try_from(16 + body.len())
+            .unwrap()
+            .to_le_bytes()
+            .to_vec();
+        answer.extend(error.to_le_bytes());
+        answer.extend(unique);
+        answer.extend(body);
+        // To what wants none (FORGET, INTERRUPT) the kernel answers with an error.
+        let _ = device.write(&answer);
+    }
+}
+
+fn who_waits_for_a_dead_file_server_is_named(containerd: &Containerd) {
+    const TEST: &str = "who_waits_for_a_dead_file_server";
+    if peer() {
+        return;
+    }
+    let Some(server) = DeadServer::mount(TEST, containerd.path("dead")) else {
+        return;
+    };
+    let bind = format!(
+        "type=bind,src={},dst=/dead,options=rbind",
+        server.at.display()
+    );
+    let flags = ["--mount", bind.as_str()];
+    let init = containerd.start_task("box", &flags, &["cat", "/dead/file"]);
+    let shim = Shim::of(containerd, "box");
+    eventually("it waits for the server", LIMIT, || {
+        let wchan = fs::read_to_string(format!("/proc/{init}/wchan")).ok()?;
+        let state = fs::read_to_string(format!("/proc/{init}/stack")).unwrap_or_default();
+        (wchan.contains("fuse") || wchan.contains("request_wait") || state.contains("fuse"))
+            .then_some(())
+    });
+    let began = Instant::now();
+    let refused = shim.kill("box", "", 9).unwrap_err();
+    assert!(began.elapsed() < LIMIT, "{:?}", began.elapsed());
+    assert_eq!(refused.code, 9, "{refused:?}");
+    for part in [
+        &format!("pid {init} (cat)") as &str,
+        "state D",
+        "cat /dead/file",
+    ] {
+        assert!(refused.message.contains(part), "{part:?}: {refused:?}");
+    }
+    let began = Instant::now();
+    let refused = shim.delete("box", "").unwrap_err();
+    assert!(began.elapsed() < LIMIT, "{:?}", began.elapsed());
+    assert_eq!(refused.code, 9, "{refused:?}");
+    assert!(
+        refused.message.contains(&format!("pid {init} (cat)")),
+        "{refused:?}"
+    );
+    assert_eq!(shim.state("box", "").unwrap().status.value(), 2);
+    server.end();
+    assert_eq!(shim.wait("box", "").unwrap(), 137);
+    assert!(!is_alive(init));
+    containerd.ctr_ok(&["tasks", "delete", "--force", "box"]);
+    containerd.ctr_ok(&["containers", "delete", "box"]);
 }
 
 const FREEZER: &str = "/sys/fs/cgroup/freezer";
