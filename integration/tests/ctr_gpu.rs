@@ -127,7 +127,7 @@ fn a_failure_is_told_with_its_reason(containerd: &Containerd) {
     let said = containerd.run("gpu", &with, &["true"]);
     let why = said.failed();
     assert!(
-        why.contains(words) && why.contains("modprobe nvidia"),
+        why.contains(words) && why.contains("modprobe nvidia") && why.contains(" [HF181]"),
         "{why}"
     );
     let mut command = std::process::Command::new(place::built("holdfast"));

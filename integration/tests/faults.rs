@@ -2,6 +2,8 @@
 
 #[path = "faults/base.rs"]
 mod base;
+#[path = "faults/upgrades.rs"]
+mod upgrades;
 #[path = "faults/walks.rs"]
 mod walks;
 
@@ -13,6 +15,7 @@ use holdfast_integration::containerd::Containerd;
 use holdfast_integration::deadline::eventually;
 use holdfast_integration::on_containerds;
 use holdfast_integration::shim::{METHODS, Shim};
+use upgrades::an_upgrade_that_cannot_go_on_comes_back;
 use walks::a_walk_with_faults_ends_where_one_without_does;
 
 on_containerds! {
@@ -21,6 +24,7 @@ on_containerds! {
     a_panic_in_any_step_of_a_container_is_made_good;
     a_step_that_always_panics_costs_its_call_alone;
     a_walk_with_faults_ends_where_one_without_does;
+    an_upgrade_that_cannot_go_on_comes_back;
 }
 
 fn true_faults_and_stalls_are_survived_and_recorded(containerd: &Containerd) {

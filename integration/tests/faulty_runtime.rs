@@ -63,15 +63,44 @@ impl Pod {
     }
 }
 
-/// The refusal of a call, which came in time.
+/// The code of the reason that is recorded when `verb` fails so; none where nothing is.
+fn reason(verb: &str, fault: &Fault) -> Option<&'static str> {
+    let of = |others, timeout| match fault {
+        Fault::Killed => "HF162",
+        Fault::Hang => timeout,
+        Fault::Fail(_) | Fault::Nothing | Fault::Delay(_) | Fault::Die(_) => others,
+    };
+    match verb {
+        "create" => Some(of("HF151", "HF152")),
+        "start" => Some(of("HF153", "HF152")),
+        "exec" => Some(of("HF154", "HF155")),
+        "delete" => Some(of("HF161", "HF161")),
+        // It ends nothing.
+        _ => None,
+    }
+}
+
+/// The refusal of a call, which came in time and says how the reason is called.
 #[track_caller]
-fn refused<T: std::fmt::Debug>(what: &str, said: &str, call: impl FnOnce() -> Result<T, Refused>) {
+fn refused<T: std::fmt::Debug>(
+    (verb, fault): (&str, &Fault),
+    said: &str,
+    call: impl FnOnce() -> Result<T, Refused>,
+) {
+    let what = format!("{verb} with {fault:?}");
     let began = Instant::now();
-    let refused = call().expect_err(what);
+    let refused = call().expect_err(&what);
     assert!(began.elapsed() < LIMIT, "{what}: {:?}", began.elapsed());
     assert!(refused.message.contains(said), "{what}: {refused:?}");
     let code = if said.contains("within") { 4 } else { 2 };
     assert_eq!(refused.code, code, "{what}: {refused:?}");
+    match reason(verb, fault) {
+        Some(code) => {
+            let ending = format!(" [{code}]");
+            assert!(refused.message.ends_with(&ending), "{what}: {refused:?}");
+        }
+        None => assert!(!refused.message.contains("[HF"), "{what}: {refused:?}"),
+    }
 }
 
 #[track_caller]
@@ -89,7 +118,7 @@ fn every_verb_fails_in_every_way(test: &str, kind: Kind) {
         let what = |verb| format!("{verb} with {fault:?}");
 
         pod.faulty.order("create", &fault);
-        refused(&what("create"), said, || pod.create());
+        refused(("create", &fault), said, || pod.create());
         assert_eq!(shim.state("box", "").unwrap_err().code, 5);
         pod.lone.assert_nothing_left(&what("create"));
         pod.faulty.call_off("create");
@@ -98,7 +127,7 @@ fn every_verb_fails_in_every_way(test: &str, kind: Kind) {
         // That nothing was done cannot be told from a start that took its time.
         if !matches!(fault, Fault::Nothing) {
             pod.faulty.order("start", &fault);
-            refused(&what("start"), said, || shim.start("box", ""));
+            refused(("start", &fault), said, || shim.start("box", ""));
             pod.faulty.call_off("start");
             status(shim, "", 1);
         }
@@ -108,7 +137,7 @@ fn every_verb_fails_in_every_way(test: &str, kind: Kind) {
             let mut request = api::CheckpointTaskRequest::new();
             request.id = "box".to_owned();
             pod.faulty.order("checkpoint", &fault);
-            refused(&what("checkpoint"), said, || {
+            refused(("checkpoint", &fault), said, || {
                 shim.call::<_, api::Empty>("Checkpoint", &request)
             });
             pod.faulty.call_off("checkpoint");
@@ -118,7 +147,7 @@ fn every_verb_fails_in_every_way(test: &str, kind: Kind) {
         shim.exec("box", "exec", &["sleep", "600"]).unwrap();
         pod.faulty.order("exec", &fault);
         for _ in 0..2 {
-            refused(&what("exec"), said, || shim.start("box", "exec"));
+            refused(("exec", &fault), said, || shim.start("box", "exec"));
             status(shim, "exec", 1);
         }
         pod.faulty.call_off("exec");
@@ -133,7 +162,7 @@ fn every_verb_fails_in_every_way(test: &str, kind: Kind) {
         assert_eq!(shim.wait("box", "").unwrap(), 137);
         if !matches!(fault, Fault::Nothing) {
             pod.faulty.order("delete", &fault);
-            refused(&what("delete"), said, || shim.delete("box", ""));
+            refused(("delete", &fault), said, || shim.delete("box", ""));
             pod.faulty.call_off("delete");
             status(shim, "", 3);
         }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::deadline::{self, eventually};
-use holdfast_integration::leaks::is_alive;
 use holdfast_integration::shim::Shim;
 use holdfast_integration::tracing::Traced;
 use holdfast_integration::{on_containerds, place, skip};
@@ -17,7 +16,8 @@ on_containerds! {
     each_end_has_its_reason;
     want_of_memory_is_named;
     a_hook_that_fails_is_quoted;
-    a_killed_shim_is_no_secret;
+    a_hook_that_hangs_has_a_code_of_its_own;
+    a_refusal_says_how_its_reason_is_called;
     a_stranger_who_kills_is_named;
     a_child_without_memory_is_named;
     kubernetes_is_told_where_it_would_not_know;
@@ -28,16 +28,22 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// What `holdfast why` answers once the record is there.
 #[track_caller]
 fn why(containerd: &Containerd, id: &str, code: &str) -> String {
-    let mut command = Command::new(place::built("holdfast"));
-    command
-        .args(["why", id])
-        .env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
-    let mut last = None;
-    let told = deadline::within(LIMIT, || {
-        let said = last.insert(deadline::run(&mut command, LIMIT));
-        (said.status.success() && said.stdout.contains(code)).then(|| said.stdout.clone())
-    });
-    told.unwrap_or_else(|| panic!("no record {code} of {id}: {}", last.unwrap()))
+    let until = std::time::Instant::now() + LIMIT;
+    loop {
+        let mut command = Command::new(place::built("holdfast"));
+        command
+            .args(["why", id])
+            .env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
+        let said = deadline::run(&mut command, LIMIT);
+        if said.status.success() && said.stdout.contains(code) {
+            return said.stdout;
+        }
+        assert!(
+            std::time::Instant::now() < until,
+            "no record {code} of {id}: {said}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// The latest record of `id` with `code`, as JSON.
@@ -243,6 +249,23 @@ fn a_hook_that_fails_is_quoted(containerd: &Containerd) {
     if peer() {
         return skip("reasons", "containerd's own shim records none");
     }
+    let refused = run_hooked(
+        containerd,
+        &["sh", "-c", "echo the-gpu-is-gone >&2; exit 9"],
+    );
+    assert!(refused.failed().contains("the-gpu-is-gone"), "{refused}");
+    // What Kubernetes shows as the event of the failed create.
+    assert!(refused.stderr.contains(" [HF141]"), "{refused}");
+    let said = why(containerd, "hooked", "the-gpu-is-gone");
+    assert!(
+        said.contains("createRuntime") && said.contains("HF141"),
+        "{said}"
+    );
+    let _ = containerd.ctr(&["containers", "delete", "hooked"]);
+}
+
+/// `ctr run` of a container with a createRuntime hook, which has two seconds.
+fn run_hooked(containerd: &Containerd, hook: &[&str]) -> deadline::Finished {
     let bundle = holdfast_integration::bundle::Bundle::new(
         &containerd.path("bundle"),
         "hooked",
@@ -253,7 +276,7 @@ fn a_hook_that_fails_is_quoted(containerd: &Containerd) {
         // containerd copies the file into a bundle of its own.
         spec["root"]["path"] = rootfs.into();
         spec["hooks"] = serde_json::json!({"createRuntime": [
-            {"path": "/bin/sh", "args": ["sh", "-c", "echo the-gpu-is-gone >&2; exit 9"]},
+            {"path": "/bin/sh", "args": hook, "timeout": 2},
         ]});
     });
     bundle.write();
@@ -268,44 +291,59 @@ fn a_hook_that_fails_is_quoted(containerd: &Containerd) {
         "hooked",
     ];
     containerd.remember("hooked");
-    let refused = containerd.ctr(&words);
-    assert!(refused.failed().contains("the-gpu-is-gone"), "{refused}");
-    let said = why(containerd, "hooked", "the-gpu-is-gone");
-    assert!(
-        said.contains("createRuntime") && said.contains("HF141"),
-        "{said}"
-    );
-    let _ = containerd.ctr(&["containers", "delete", "hooked"]);
+    containerd.ctr(&words)
 }
 
-fn a_killed_shim_is_no_secret(containerd: &Containerd) {
+fn a_refusal_says_how_its_reason_is_called(containerd: &Containerd) {
     if peer() {
         return skip("reasons", "containerd's own shim records none");
     }
-    let Some(traced) = Traced::new("reasons", containerd) else {
-        return;
-    };
-    let pid = containerd.start_task("box", &[], &["sleep", "600"]);
-    traced.await_on();
-    let shim = Shim::of(containerd, "box").pid("box");
-    kill(Pid::from_raw(shim), Signal::SIGKILL).unwrap();
-    eventually("the container ends", LIMIT, || {
-        (!is_alive(pid)).then_some(())
-    });
-    let said = why(containerd, "box", "HF173");
-    assert!(
-        said.starts_with("The shim of container box was killed by pid "),
+    // A program that is not there: clients look for the text, people for the code.
+    let refused = containerd.run("nosuch", &["--rm"], &["nosuchprogram"]);
+    let text = "exec: \"nosuchprogram\": executable file not found in $PATH [HF151]";
+    assert!(refused.failed().contains(text), "{refused}");
+    let said = why(containerd, "nosuch", "HF151");
+    assert_eq!(
+        said.lines()
+            .next()
+            .unwrap()
+            .matches("nosuchprogram")
+            .count(),
+        1,
         "{said}"
     );
-    let ours = format!("pid {} ", std::process::id());
-    assert!(said.contains(&ours), "{said}");
-    drop(traced);
-    let _ = containerd.ctr(&["tasks", "delete", "--force", "box"]);
-    containerd.ctr_ok(&["containers", "delete", "box"]);
-    // The socket is the matter of another test.
-    for left in containerd.left_behind() {
-        if let Some(socket) = left.strip_prefix("socket ") {
-            let _ = std::fs::remove_file(socket.split(' ').next().unwrap());
-        }
+    containerd.start_task("box", &[], &["sleep", "600"]);
+    let refused = containerd.exec("box", "bad", &[], &["nosuchprogram"]);
+    let text = "executable file not found in $PATH [HF154]";
+    assert!(refused.failed().contains(text), "{refused}");
+    // Asked for a container that runs, its execs' ends are not taken for its own.
+    let said = why(containerd, "box", "HF154");
+    assert!(said.starts_with("Container box exists in"), "{said}");
+    containerd.end_task("box");
+    let said = why(containerd, "box", "HF111");
+    assert!(said.starts_with("Container box was ended"), "{said}");
+    // Ids are unique in a containerd namespace only.
+    let of = |namespace: &str| {
+        let mut command = Command::new(place::built("holdfast"));
+        command
+            .args(["why", "--namespace", namespace, "box"])
+            .env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
+        deadline::run(&mut command, LIMIT)
+    };
+    assert!(of(&containerd.namespace).ok().contains("HF111"));
+    assert_eq!(of("elsewhere").code(), 1);
+}
+
+fn a_hook_that_hangs_has_a_code_of_its_own(containerd: &Containerd) {
+    if peer() {
+        return skip("reasons", "containerd's own shim records none");
     }
+    let refused = run_hooked(containerd, &["sh", "-c", "exec sleep 600"]);
+    assert!(refused.failed().contains(" [HF142]"), "{refused}");
+    let record = record(containerd, "hooked", "HF142");
+    assert_eq!(
+        record["evidence"]["hook"]["stage"], "createRuntime",
+        "{record}"
+    );
+    let _ = containerd.ctr(&["containers", "delete", "hooked"]);
 }

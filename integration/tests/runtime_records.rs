@@ -82,10 +82,15 @@ fn a_program_that_is_not_there_is_recorded(scratch: &Scratch) {
     let codes = codes(scratch);
     assert_eq!(codes.len(), 1, "{codes:?}");
     assert!(codes[0].starts_with("HF15"), "{codes:?}");
+    // Behind the text that docker and podman match on.
+    let ending = format!("no such file or directory [{}]", codes[0]);
+    assert!(ran.stderr.trim_end().ends_with(&ending), "{ran}");
     // What makes no sense ends nothing.
     let asked = scratch.call(&["state", "nobody"]);
     assert_ne!(asked.code(), 0);
-    assert_ne!(scratch.call(&["start", "nobody"]).code(), 0);
+    let started = scratch.call(&["start", "nobody"]);
+    assert_ne!(started.code(), 0);
+    assert!(!started.stderr.contains("[HF"), "{started}");
     assert_eq!(self::codes(scratch), codes);
 }
 

@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use holdfast_integration::containerd::{self, Containerd};
 use holdfast_integration::deadline::{self, Finished};
+use holdfast_integration::lone::Lone;
+use holdfast_integration::scratch::text;
 use holdfast_integration::shim::Shim;
 use holdfast_integration::{on_containerds, place};
 
 on_containerds! {
     an_upgrade_leaves_containers_alone;
     what_cannot_go_on_is_refused_before_anything_changes;
+    all_shims_of_a_containerd_namespace_are_upgraded;
+    a_name_that_several_shims_have_moves_none_of_them;
 }
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -32,6 +36,95 @@ fn told(shim: i32) -> serde_json::Value {
     found.unwrap_or_else(|| panic!("shim {shim} is not in {list}"))
 }
 
+/// Another file than the one that runs, as the installation of a package puts it there.
+fn newer(containerd: &Containerd) -> String {
+    let folder = containerd.path("newer");
+    std::fs::create_dir(&folder).unwrap();
+    let newer = folder.join("containerd-shim-holdfast-v2");
+    std::fs::copy(place::built("containerd-shim-holdfast-v2"), &newer).unwrap();
+    text(&newer)
+}
+
+fn all_shims_of_a_containerd_namespace_are_upgraded(containerd: &Containerd) {
+    if not_ours("all_shims_of_a_containerd_namespace_are_upgraded") {
+        return;
+    }
+    let boxes = ["one", "two", "three"];
+    let pids = boxes.map(|id| containerd.start_task(id, &[], &["sleep", "600"]));
+    let shims = boxes.map(|id| Shim::of(containerd, id).pid(id));
+    let newer = newer(containerd);
+    // Other tests have shims on this machine, too: in containerd namespaces of their own.
+    let here = ["--namespace", &containerd.namespace, "--program", &newer];
+    let said = holdfast(&[&["upgrade", "--all"], &here[..]].concat());
+    let lines: Vec<&str> = said.ok().lines().collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    for (shim, id) in shims.into_iter().zip(boxes) {
+        let ours = format!("shim {shim}: ");
+        let line = lines.iter().find(|line| line.starts_with(&ours));
+        assert!(
+            line.is_some_and(|line| line.ends_with("1 containers go on")),
+            "{said}"
+        );
+        assert_eq!(told(shim)["info"]["images"], 1);
+        let program = std::fs::read_link(format!("/proc/{shim}/exe")).unwrap();
+        assert_eq!(text(&program), newer);
+        assert_eq!(Shim::of(containerd, id).pid(id), shim);
+    }
+    for (id, pid) in boxes.into_iter().zip(pids) {
+        assert_eq!(containerd.task(id).expect("a task").pid, pid);
+        let code = containerd
+            .exec(id, "x", &[], &["sh", "-c", "exit 4"])
+            .code();
+        assert_eq!(code, 4);
+    }
+    // The exit code says when one stays as it is, and which.
+    let again = holdfast(&[
+        "upgrade",
+        "--program",
+        "/bin/true",
+        "-n",
+        &containerd.namespace,
+        "one",
+    ]);
+    assert!(again.failed().contains("stays as it is"), "{again}");
+    let nowhere = holdfast(&["upgrade", "--all", "--namespace", "no-such-namespace"]);
+    assert!(nowhere.ok().contains("no shim"), "{nowhere}");
+    for id in boxes {
+        containerd.end_task(id);
+    }
+}
+
+fn a_name_that_several_shims_have_moves_none_of_them(containerd: &Containerd) {
+    let test = "a_name_that_several_shims_have_moves_none_of_them";
+    if not_ours(test) {
+        return;
+    }
+    let Some(lone) = Lone::start(test, &[], None) else {
+        return;
+    };
+    lone.run(None);
+    containerd.start_task("box", &[], &["sleep", "600"]);
+    let shims = [Shim::of(containerd, "box").pid("box"), lone.shim.pid("box")];
+    let newer = newer(containerd);
+    let refused = holdfast(&["upgrade", "--program", &newer, "box"]);
+    for (shim, namespace) in shims.iter().zip([&containerd.namespace, &lone.namespace]) {
+        let listed = format!("{shim} ({namespace})");
+        assert!(refused.failed().contains(&listed), "{listed}: {refused}");
+        assert_eq!(told(*shim)["info"]["images"], 0);
+    }
+    let here = ["--namespace", &containerd.namespace, "--program", &newer];
+    let said = holdfast(&[&["upgrade", "box"], &here[..]].concat());
+    assert!(said.ok().contains("1 containers go on"), "{said}");
+    assert_eq!(told(shims[0])["info"]["images"], 1);
+    assert_eq!(told(shims[1])["info"]["images"], 0);
+    let absent = holdfast(&["upgrade", "-n", &lone.namespace, "no-such-container"]);
+    let where_to = format!("no shim of containerd namespace {}", lone.namespace);
+    assert!(absent.failed().contains(&where_to), "{absent}");
+    containerd.end_task("box");
+    lone.end("box");
+    lone.finish();
+}
+
 fn an_upgrade_leaves_containers_alone(containerd: &Containerd) {
     if not_ours("an_upgrade_leaves_containers_alone") {
         return;
@@ -50,12 +143,8 @@ fn an_upgrade_leaves_containers_alone(containerd: &Containerd) {
             .any(|line| line.starts_with(&shim.to_string())),
         "{table}"
     );
-    // As the installation of a package puts another file at the same path.
-    let folder = containerd.path("newer");
-    std::fs::create_dir(&folder).unwrap();
-    let newer = folder.join("containerd-shim-holdfast-v2");
-    std::fs::copy(place::built("containerd-shim-holdfast-v2"), &newer).unwrap();
-    let newer = newer.to_str().unwrap();
+    let newer = newer(containerd);
+    let newer = newer.as_str();
     // By its pid: other tests have a container of this name, too.
     let said = holdfast(&["upgrade", "--program", newer, &shim.to_string()]);
     assert!(said.ok().contains("1 containers go on"), "{said}");

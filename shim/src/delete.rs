@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::Message;
-use holdfast_record::ledger::{Kind, Ledger, Record};
+use holdfast_cgroups::{Cgroup, CgroupPath, Hierarchies};
+use holdfast_record::ledger::{Happening, Kind, Ledger, Record};
 use holdfast_record::logging::{Places, publish};
-use holdfast_record::process::Stat;
+use holdfast_record::process::{ProcessIdentity, Stat};
+use holdfast_record::reason::Oom;
 use holdfast_record::witness::Witness;
 use holdfast_record::{ContainerId, ExitStatus, Namespace, Reason, Signal, Timestamp};
 
@@ -28,6 +30,7 @@ use crate::rootfs;
 use crate::runtime;
 use crate::stdio::console::remove_leftovers;
 use crate::task::journal::{JOURNAL_FILE, read};
+use crate::task::owner::whose;
 use crate::task::record::Entry;
 
 /// Bound of the runtime's part; with the unmount it stays below containerd's five seconds.
@@ -96,6 +99,12 @@ fn history(entries: &[Entry]) -> History {
 }
 
 impl History {
+    /// Whether the container's init process runs: nobody has seen its end, and it is there.
+    fn init_runs(&self) -> bool {
+        let is_there = |pid| Stat::read(pid).is_ok_and(|stat| !stat.is_exiting());
+        self.end.is_none() && self.pid.is_some_and(is_there)
+    }
+
     /// Whether the shim that wrote it still runs, and so tells its events itself.
     fn shim_lives(&self) -> bool {
         match (self.shim, self.shim_start) {
@@ -135,6 +144,7 @@ pub(crate) fn delete(line: &CommandLine) -> Result<(), DeleteError> {
         handover::take_over(&journal, &namespace, &id);
     }
     let telling = handover::begin(line);
+    let ran = history.init_runs();
     if !history.deleted {
         delete_in_runtime(&options, &namespace, &id, &bundle);
     }
@@ -154,7 +164,12 @@ pub(crate) fn delete(line: &CommandLine) -> Result<(), DeleteError> {
     }
     let answer = answer(&history, &bundle);
     if !history.deleted && history.pid.is_some() {
-        record(&namespace, &id, &history);
+        let found = Found {
+            ran,
+            options: &options,
+            bundle: &bundle,
+        };
+        record(&namespace, &id, &history, &found);
     }
     if let Some(telling) = telling {
         telling.wait(TELL_LIMIT);
@@ -198,9 +213,61 @@ fn answer(history: &History, bundle: &Path) -> DeleteResponse {
     }
 }
 
-fn record(namespace: &Namespace, id: &ContainerId, history: &History) {
+/// What the clean-up found beside the journal.
+struct Found<'a> {
+    /// Whether the container's init process still ran.
+    ran: bool,
+    options: &'a Options,
+    bundle: &'a Path,
+}
+
+/// What the kernel says of an end of the shim for want of memory.
+fn oom_of_shim(witness: &Witness, pid: u32, options: &Options) -> Result<Oom, String> {
+    let log = match witness.oom_kill(|kill| kill.victim_pid == pid) {
+        Ok(Some(kill)) => return Ok(kill.evidence(None)),
+        Ok(None) => "the kernel's log has no lack of memory of it".to_owned(),
+        Err(error) => format!("the kernel's log cannot be read: {error}"),
+    };
+    let victim = Oom {
+        victim_pid: Some(pid),
+        ..Oom::default()
+    };
+    // The log forgets, and some containers' host has none for us.
+    if witness.was_oom_victim(pid).unwrap_or(false) {
+        return Ok(victim);
+    }
+    let path = options.shim_cgroup.as_str();
+    if path.is_empty() {
+        return Err(log);
+    }
+    // A cgroup that others share proves nothing of this one: then it is a finding, and no more.
+    let kills = Hierarchies::detect()
+        .and_then(|hierarchies| {
+            let cgroup = Cgroup::open(&hierarchies, &CgroupPath::below_root(Path::new(path))?)?;
+            cgroup.oom_kills()
+        })
+        .ok()
+        .flatten();
+    Err(match kills {
+        Some(kills) if kills.total > 0 => format!(
+            "{log}, but the cgroup of the shim ({path}) counts {} of them",
+            kills.total
+        ),
+        Some(_) => format!("{log}, and the cgroup of the shim ({path}) counts none"),
+        None => log,
+    })
+}
+
+fn record(namespace: &Namespace, id: &ContainerId, history: &History, found: &Found<'_>) {
     let mut findings = Vec::new();
+    let mut timeline = Vec::new();
     let (mut sender, mut oom) = (None, None);
+    if let Some((status, at)) = history.end {
+        timeline.push(Happening {
+            time: at,
+            text: format!("the container had ended: {status}"),
+        });
+    }
     if let Some(pid) = history.shim {
         findings.push(match Stat::read(pid) {
             Ok(stat) if stat.state == 'Z' => {
@@ -214,20 +281,29 @@ fn record(namespace: &Namespace, id: &ContainerId, history: &History) {
         });
         let witness = Witness::from_env();
         match witness.sender(pid, Signal::KILL) {
-            Ok(Some(sent)) if sent.by_kernel => {}
-            Ok(Some(sent)) => sender = Some(sent.sender),
+            Ok(Some(sent)) if sent.by_kernel => timeline.push(Happening {
+                time: sent.time,
+                text: "the kernel killed the shim".to_owned(),
+            }),
+            Ok(Some(sent)) => {
+                timeline.push(Happening {
+                    time: sent.time,
+                    text: format!("SIGKILL sent to the shim by {}", sent.sender),
+                });
+                sender = Some(sent.sender);
+            }
             Ok(None) => findings.push("the trace of signals has no SIGKILL for it".to_owned()),
             Err(error) => findings.push(error.to_string()),
         }
-        match witness.oom_kill(|kill| kill.victim_pid == pid) {
-            Ok(Some(kill)) => oom = Some(kill.evidence(None)),
-            Ok(None) => findings.push("the kernel's log has no lack of memory of it".to_owned()),
-            Err(error) => findings.push(format!("the kernel's log cannot be read: {error}")),
+        match oom_of_shim(&witness, pid, found.options) {
+            Ok(seen) => oom = Some(seen),
+            Err(finding) => findings.push(finding),
         }
     }
     let reason = Reason::ShimGone {
         shim_pid: history.shim,
         container_had_ended: history.end.is_some(),
+        container_was_gone: history.end.is_none() && !found.ran,
         findings,
         sender,
         oom,
@@ -239,9 +315,19 @@ fn record(namespace: &Namespace, id: &ContainerId, history: &History) {
         },
         |(status, _)| status,
     );
-    let record = Record::new(Kind::Shim, &reason, Timestamp::now())
+    let (name, pod) = whose(found.bundle);
+    let mut record = Record::new(Kind::Shim, &reason, Timestamp::now())
         .of_container(Some(namespace), id)
-        .with_status(status);
+        .with_name(name)
+        .with_pod(pod)
+        .with_status(status)
+        .with_timeline(timeline);
+    if let Some(pid) = history.shim {
+        record = record.with_process(ProcessIdentity {
+            pid,
+            start_time: history.shim_start.unwrap_or(0),
+        });
+    }
     publish(&Ledger::from_env(), &Places::default(), &record);
 }
 

@@ -8,6 +8,15 @@ use holdfast_record::Reason;
 
 use crate::task::state::Refusal;
 
+/// How containerd ends the texts of its kinds of errors.
+const ENDINGS: [&str; 5] = [
+    ": not found",
+    ": already exists",
+    ": failed precondition",
+    ": invalid argument",
+    ": unavailable",
+];
+
 /// A failed RPC.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Fault {
@@ -72,6 +81,20 @@ impl Fault {
         Self::unknown(format!("{what}: {}", chain(error)))
     }
 
+    /// With the stable code of the reason that was written down for it: `… [HF151]`, for whoever reads an event of
+    /// Kubernetes or docker's error and wants `holdfast why` or the manual page. It stands behind the text, so that
+    /// what clients match on stays, and before containerd's own ending, which its clients cut off.
+    pub(crate) fn with_code(mut self, reason: &Reason) -> Self {
+        let code = format!(" [{}]", reason.code());
+        if self.text.contains(code.trim_start()) {
+            return self;
+        }
+        let end = ENDINGS.iter().find(|end| self.text.ends_with(*end));
+        let at = self.text.len() - end.map_or(0, |end| end.len());
+        self.text.insert_str(at, &code);
+        self
+    }
+
     /// As the wire wants it.
     pub(crate) fn into_status(self) -> Status {
         containerd_shim_protos::ttrpc::get_status(self.code, self.text)
@@ -100,5 +123,25 @@ impl From<Refusal> for Fault {
             Refusal::Busy(_) => Code::UNAVAILABLE,
         };
         Self::new(code, refusal.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_code_stands_behind_the_text_once_and_before_containerds_ending() {
+        let reason = Reason::StartFailed { text: "x".into() };
+        let said = |fault: Fault| fault.with_code(&reason).with_code(&reason).text;
+        assert_eq!(
+            said(Fault::unknown("no such file or directory")),
+            "no such file or directory [HF153]"
+        );
+        assert_eq!(said(Fault::not_found("box")), "box [HF153]: not found");
+        assert_eq!(
+            said(Fault::from(Refusal::Precondition("it is gone".into()))),
+            "it is gone [HF153]: failed precondition"
+        );
     }
 }

@@ -12,22 +12,48 @@ compile_error!("fault-points is for tests: a release build must not have it");
 #[inline(always)]
 pub(crate) fn fault_point(_place: &str) {}
 
-/// Fails here if a test wants it so.
+/// What a step that can fail fails with, if a test wants it so (`PLACE refuse`).
+///
+/// # Errors
+/// Only if a test wants it.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub(crate) fn refusal(_place: &str) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// What a step that can fail fails with, if a test wants it so (`PLACE refuse`).
 #[cfg(feature = "fault-points")]
-#[allow(clippy::panic, reason = "what it is for")]
-pub(crate) fn fault_point(place: &str) {
+pub(crate) fn refusal(place: &str) -> std::io::Result<()> {
+    match ordered(place) {
+        Some(_) => Err(std::io::Error::other(format!("on purpose, at {place}"))),
+        None => Ok(()),
+    }
+}
+
+/// How to fail at this place; taken away, unless it is to happen again.
+#[cfg(feature = "fault-points")]
+fn ordered(place: &str) -> Option<String> {
     const FILE: &str = "fault";
-    let Ok(wanted) = std::fs::read_to_string(FILE) else {
-        return;
-    };
+    let wanted = std::fs::read_to_string(FILE).ok()?;
     let mut words = wanted.split_whitespace();
     if words.next() != Some(place) {
-        return;
+        return None;
     }
     let how = words.next().unwrap_or("panic").to_owned();
     if words.next() != Some("again") {
         let _ = std::fs::remove_file(FILE);
     }
+    Some(how)
+}
+
+/// Fails here if a test wants it so.
+#[cfg(feature = "fault-points")]
+#[allow(clippy::panic, reason = "what it is for")]
+pub(crate) fn fault_point(place: &str) {
+    let Some(how) = ordered(place) else {
+        return;
+    };
     match how.as_str() {
         "panic" => panic!("on purpose, at {place}"),
         "fault" => crate::sys::write_to_nowhere(),

@@ -40,7 +40,7 @@ fn stale_sockets(node: &Node, report: &mut Report) {
         check: "stale-sockets",
         level: Level::Note,
         what: format!("{} sockets of shims have no listener", stale.len()),
-        why: "Their shims were killed. They do no harm, but a container of the same name may find its address in use.",
+        why: "Their shims went without removing them, as a rule because they were killed. They hold no container, and a shim that is started for the same one takes its address over.",
         todo: format!("rm the named files in {SOCKETS}."),
         evidence: stale,
     });

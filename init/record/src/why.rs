@@ -36,6 +36,10 @@ pub enum Form {
     Json,
 }
 
+/// What else may be, when nothing is recorded of something that was asked for by name.
+const MAYBE: &str = "It may still run, have ended so long ago that the ledger has dropped it, or not have been \
+     run by Holdfast; the ledger's folder may be another one (HOLDFAST_LEDGER_DIR).\n";
+
 /// What to print for `page`, which was read from `place` for `query`.
 #[must_use]
 pub fn answer(page: &Page, query: &Query, place: &Path, form: Form) -> Answer {
@@ -48,9 +52,10 @@ pub fn answer(page: &Page, query: &Query, place: &Path, form: Form) -> Answer {
                 .since
                 .map_or_else(String::new, |since| format!(" since {}", since.short()));
             format!(
-                "There is no record of {}{since} in {}.\n{}",
+                "There is no record of {}{since} in {}.\n{}{}",
                 visible(whom),
                 place.display(),
+                if query.who.is_some() { MAYBE } else { "" },
                 damage(page)
             )
         }
@@ -321,7 +326,10 @@ fn timeline(record: &Record) -> Vec<String> {
         .map(|happening| (happening.time, happening.text.clone()))
         .collect();
     if let Some(started) = record.started {
-        entries.push((started, "started".to_owned()));
+        // It is noted when the runtime has answered, and what is short has ended by then.
+        let first = entries.iter().map(|(time, _)| *time).min();
+        let started = first.map_or(started, |first| first.min(started));
+        entries.insert(0, (started.min(record.time), "started".to_owned()));
     }
     if let Some(Reason::KilledByRequest {
         rpc,
@@ -338,9 +346,12 @@ fn timeline(record: &Record) -> Vec<String> {
     if entries.is_empty() {
         return Vec::new();
     }
-    let end = record
-        .status
-        .map_or_else(|| "ended".to_owned(), |status| format!("ended: {status}"));
+    let end = match (record.reason(), record.status) {
+        // Its status is the container's.
+        (Some(Reason::ShimGone { .. }), _) => "containerd had it cleaned up".to_owned(),
+        (_, Some(status)) => format!("ended: {status}"),
+        (_, None) => "ended".to_owned(),
+    };
     entries.push((record.time, end));
     entries.sort_by_key(|(time, _)| *time);
     let mut day = String::new();

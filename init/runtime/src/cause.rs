@@ -12,6 +12,9 @@ use holdfast_record::{ContainerId, Namespace, Reason, Timestamp};
 
 use crate::error::{Error, chain};
 
+/// The code of what was written down as the reason of this command's failure.
+static RECORDED: OnceLock<&'static str> = OnceLock::new();
+
 /// What was to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation {
@@ -21,6 +24,8 @@ pub(crate) enum Operation {
     Start,
     /// `exec`.
     Exec,
+    /// `delete`.
+    Delete,
 }
 
 /// The reason that `error` is, as one of the closed list.
@@ -40,6 +45,7 @@ pub(crate) fn reason(error: &Error, operation: Operation) -> Reason {
         match operation {
             Operation::Create | Operation::Start => return Reason::CreateTimedOut(timed_out),
             Operation::Exec => return Reason::ExecTimedOut(timed_out),
+            Operation::Delete => {}
         }
     }
     let text = chain(error);
@@ -51,6 +57,11 @@ pub(crate) fn reason(error: &Error, operation: Operation) -> Reason {
         },
         Operation::Start => Reason::StartFailed { text },
         Operation::Exec => Reason::ExecFailed { text },
+        Operation::Delete => Reason::RuntimeFailed {
+            operation: "delete the container".to_owned(),
+            status: None,
+            text,
+        },
     }
 }
 
@@ -69,6 +80,8 @@ pub(crate) fn record(error: &Error, operation: Operation, id: &ContainerId, bund
     let is_known = match error {
         // Nothing ended: the command made no sense, or what it was for is not there.
         Error::Usage(_) | Error::NoContainer { .. } | Error::Exists { .. } => true,
+        // It still runs, and goes on running.
+        Error::Status { .. } if operation == Operation::Delete => true,
         _ => shim_namespace().is_some(),
     };
     if is_known {
@@ -77,8 +90,23 @@ pub(crate) fn record(error: &Error, operation: Operation, id: &ContainerId, bund
     let kind = match operation {
         Operation::Create | Operation::Start => Kind::Container,
         Operation::Exec => Kind::Exec,
+        Operation::Delete => Kind::Runtime,
     };
-    write(kind, &reason(error, operation), id, bundle);
+    let reason = reason(error, operation);
+    if write(kind, &reason, id, bundle) {
+        // The first is what the others follow from.
+        let _ = RECORDED.set(reason.code());
+    }
+}
+
+/// What this command says of its failure: the text, and the code of the reason where one was written down, for
+/// `holdfast why` and `holdfast-reasons(7)`. Behind the text: docker, podman and containerd match on what is in it.
+/// (A shim of ours keeps the record, and says the code itself.)
+pub(crate) fn with_code(text: String) -> String {
+    match RECORDED.get() {
+        Some(code) => format!("{text} [{code}]"),
+        None => text,
+    }
 }
 
 /// Records a hook whose failure stops nothing (poststop), whoever runs us: no answer tells of it.
@@ -86,10 +114,10 @@ pub(crate) fn record_hook(error: &crate::hooks::Error, id: &ContainerId, bundle:
     write(Kind::Hook, &error.reason(), id, bundle);
 }
 
-fn write(kind: Kind, reason: &Reason, id: &ContainerId, bundle: &Path) {
+fn write(kind: Kind, reason: &Reason, id: &ContainerId, bundle: &Path) -> bool {
     if !nix::unistd::geteuid().is_root() {
         // The ledger is root's; a user's own containers are that user's matter.
-        return;
+        return false;
     }
     let annotations = annotations(bundle);
     let get = |key: &str| annotations.get(key).and_then(serde_json::Value::as_str);
@@ -103,6 +131,7 @@ fn write(kind: Kind, reason: &Reason, id: &ContainerId, bundle: &Path) {
         )
         .with_pod(Pod::from_annotations(get));
     logging::publish(&Ledger::from_env(), &Places::default(), &record);
+    true
 }
 
 fn annotations(bundle: &Path) -> serde_json::Map<String, serde_json::Value> {

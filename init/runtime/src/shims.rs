@@ -59,6 +59,8 @@ pub struct Shim {
     pub pid: u32,
     /// Its socket; none when it cannot be known.
     pub socket: Option<PathBuf>,
+    /// The containerd namespace that it was started for.
+    pub namespace: Option<String>,
     /// Its share of memory in bytes (PSS).
     pub memory: Option<u64>,
     /// What it says of itself; none when it does not answer, or is too old to.
@@ -67,17 +69,29 @@ pub struct Shim {
     pub silent: Option<String>,
 }
 
+/// How many are asked at the same time: one that hangs does not hold up the others of a full node.
+const ASKED_AT_ONCE: usize = 16;
+
 /// All of them, by pid.
 #[must_use]
 pub fn find() -> Vec<Shim> {
-    let mut found: Vec<Shim> = std::fs::read_dir("/proc")
+    let pids: Vec<u32> = std::fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| is_server(*pid))
-        .map(look_at)
         .collect();
+    let mut found = Vec::new();
+    for some in pids.chunks(ASKED_AT_ONCE) {
+        std::thread::scope(|scope| {
+            let asked: Vec<_> = some
+                .iter()
+                .map(|pid| scope.spawn(move || look_at(*pid)))
+                .collect();
+            found.extend(asked.into_iter().filter_map(|one| one.join().ok()));
+        });
+    }
     found.sort_by_key(|shim| shim.pid);
     found
 }
@@ -105,6 +119,14 @@ fn socket_of(pid: u32) -> Option<PathBuf> {
         .map(|path| PathBuf::from(std::ffi::OsStr::from_bytes(path)))
 }
 
+/// The word after `-namespace` on its command line: known of one that does not answer, too.
+fn namespace_of(pid: u32) -> Option<String> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut words = line.split(|byte| *byte == 0);
+    words.find(|word| *word == b"-namespace")?;
+    Some(String::from_utf8_lossy(words.next()?).into_owned())
+}
+
 fn memory_of(pid: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
@@ -128,6 +150,7 @@ fn look_at(pid: u32) -> Shim {
     Shim {
         pid,
         socket,
+        namespace: namespace_of(pid),
         memory: memory_of(pid),
         info,
         silent,
@@ -193,11 +216,13 @@ pub fn table(shims: &[Shim], now: Timestamp) -> String {
                 )
             }
             None => format!(
-                "{:<9} {:<10} {:>10} {memory:>9} {:>9}  does not answer: {}",
+                "{:<9} {:<10} {:>10} {memory:>9} {:>9}  {:<18} {}: does not answer: {}",
                 shim.pid,
                 "?",
                 "?",
                 "?",
+                "?",
+                shim.namespace.as_deref().unwrap_or("?"),
                 shim.silent.as_deref().unwrap_or("nothing is known")
             ),
         };
@@ -216,42 +241,83 @@ fn in_words(seconds: u64) -> String {
     }
 }
 
+/// Which shims are to be upgraded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    /// Their pids, or containers of theirs.
+    pub words: &'a [String],
+    /// All of them.
+    pub all: bool,
+    /// Only those of this containerd namespace.
+    pub namespace: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    /// The ones among `shims`.
+    ///
+    /// # Errors
+    /// A line for each word that means none, or more than one.
+    fn among<'s>(&self, shims: &'s [Shim]) -> std::result::Result<Vec<&'s Shim>, Vec<String>> {
+        let here: Vec<&Shim> = shims
+            .iter()
+            .filter(|shim| self.namespace.is_none() || shim.namespace.as_deref() == self.namespace)
+            .collect();
+        if self.all {
+            return Ok(here);
+        }
+        let place = self.namespace.map_or_else(
+            || "this node".to_owned(),
+            |name| format!("containerd namespace {name}"),
+        );
+        let mut refused = Vec::new();
+        for word in self.words {
+            let meant: Vec<String> = here
+                .iter()
+                .filter(|shim| shim.is_meant(word))
+                .map(|shim| {
+                    let namespace = shim.namespace.as_deref().unwrap_or("?");
+                    format!("{} ({namespace})", shim.pid)
+                })
+                .collect();
+            match meant.as_slice() {
+                [] => refused.push(format!("{word}: no shim of {place} has it")),
+                [_] => {}
+                // Ids are unique in a containerd namespace, not on a node.
+                [..] => refused.push(format!(
+                    "{word}: several shims have it; give --namespace, or name one by its pid: {}",
+                    meant.join(", ")
+                )),
+            }
+        }
+        if !refused.is_empty() {
+            return Err(refused);
+        }
+        let meant = |shim: &&Shim| self.words.iter().any(|word| shim.is_meant(word));
+        Ok(here.into_iter().filter(meant).collect())
+    }
+}
+
 /// Runs `holdfast upgrade`: which shims, to which program; a line for each.
 ///
 /// # Errors
-/// When nothing is meant, or one of them stays as it is.
-pub fn upgrade(words: &[String], all: bool, program: Option<&Path>) -> Result<String> {
-    if all != words.is_empty() {
+/// When nothing is meant, or what is meant is not clear: then nothing has changed. When one of them stays as it is:
+/// the others have been upgraded.
+pub fn upgrade(wanted: &Wanted<'_>, program: Option<&Path>) -> Result<String> {
+    if wanted.all != wanted.words.is_empty() {
         return Err(Error::Usage(
             "upgrade: name containers or pids of shims, or give --all".into(),
         ));
     }
     let shims = find();
+    let meant = wanted
+        .among(&shims)
+        .map_err(|refused| Error::Shims(refused.join("; ")))?;
+    if meant.is_empty() {
+        return Ok("no shim of ours runs there".to_owned());
+    }
     let mut lines = Vec::new();
     let mut failed = Vec::new();
-    for word in words {
-        let meant: Vec<String> = shims
-            .iter()
-            .filter(|shim| shim.is_meant(word))
-            .map(|shim| shim.pid.to_string())
-            .collect();
-        match meant.as_slice() {
-            [] => failed.push(format!("{word}: no shim of this node has it")),
-            [_] => {}
-            // Ids are unique in a containerd namespace, not on a node.
-            [..] => failed.push(format!(
-                "{word}: several shims have it; name one by its pid: {}",
-                meant.join(", ")
-            )),
-        }
-    }
-    if !failed.is_empty() {
-        return Err(Error::Shims(failed.join("; ")));
-    }
-    for shim in &shims {
-        if !all && !words.iter().any(|word| shim.is_meant(word)) {
-            continue;
-        }
+    for shim in meant {
         let before = shim.info.as_ref().map_or("?", |info| info.version.as_str());
         match shim.upgrade(program) {
             Ok(now) => lines.push(format!(
@@ -385,6 +451,7 @@ mod tests {
         Shim {
             pid: 77,
             socket: None,
+            namespace: Some("k8s.io".into()),
             memory: Some(2048 * 1024),
             info: Some(Info {
                 version: "0.1.0".into(),
@@ -440,10 +507,45 @@ mod tests {
 
     #[test]
     fn nothing_is_upgraded_by_accident() {
-        assert!(matches!(upgrade(&[], false, None), Err(Error::Usage(_))));
-        assert!(matches!(
-            upgrade(&["x".into()], true, None),
-            Err(Error::Usage(_))
-        ));
+        let none = Wanted::default();
+        assert!(matches!(upgrade(&none, None), Err(Error::Usage(_))));
+        let words = ["x".to_owned()];
+        let both = Wanted {
+            words: &words,
+            all: true,
+            namespace: None,
+        };
+        assert!(matches!(upgrade(&both, None), Err(Error::Usage(_))));
+    }
+
+    #[test]
+    fn a_name_means_one_shim_or_none_is_touched() {
+        let elsewhere = Shim {
+            pid: 78,
+            namespace: Some("moby".into()),
+            ..shim()
+        };
+        let shims = [shim(), elsewhere];
+        let words = ["b".to_owned()];
+        let mut wanted = Wanted {
+            words: &words,
+            ..Wanted::default()
+        };
+        let refused = wanted.among(&shims).unwrap_err();
+        assert!(refused[0].contains("77 (k8s.io), 78 (moby)"), "{refused:?}");
+        wanted.namespace = Some("moby");
+        let pids = |wanted: &Wanted<'_>| -> Vec<u32> {
+            let meant = wanted.among(&shims).unwrap();
+            meant.iter().map(|shim| shim.pid).collect()
+        };
+        assert_eq!(pids(&wanted), [78]);
+        let words = ["77".to_owned()];
+        wanted.words = &words;
+        let refused = wanted.among(&shims).unwrap_err();
+        assert!(refused[0].contains("namespace moby"), "{refused:?}");
+        (wanted.words, wanted.all) = (&[], true);
+        assert_eq!(pids(&wanted), [78]);
+        wanted.namespace = None;
+        assert_eq!(pids(&wanted), [77, 78]);
     }
 }

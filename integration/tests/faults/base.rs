@@ -10,7 +10,8 @@ use holdfast_integration::leaks::is_alive;
 use holdfast_integration::shim::Shim;
 use holdfast_integration::{place, skip};
 
-/// Images that live shorter are a loop, which is another matter.
+/// Images that live shorter are a loop, which is another matter. Slept from when an image answers to its next fault, and
+/// taken by the shim from that image's beginning: load makes it longer, and never shorter.
 pub(crate) const SPACING: Duration = Duration::from_millis(600);
 /// Into which pod all of them go.
 pub(crate) const POD: [&str; 2] = ["--annotation", "io.containerd.runc.v2.group=base"];

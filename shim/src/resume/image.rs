@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::inherited::Inherited;
 use super::slate::Slate;
 use super::sys::{self, Cause, Report};
+use crate::fault_point;
 use crate::sys::memory_file;
 
 /// An image that lived shorter counts for the loop.
@@ -138,10 +139,14 @@ pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
         None => memory_file(c"holdfast-slate").and_then(Slate::create),
         Some(number) => {
             let file = File::from(sys::inherit(number)?);
-            if let Err(error) = Slate::check(&file) {
-                // Left open: another program may go on with it.
+            let readable = Slate::check(&file)
+                .map_err(io::Error::other)
+                .and_then(|_| fault_point::refusal("resume/slate"));
+            if let Err(error) = readable {
+                // Left open: another program may go on with it. This one has no log yet.
                 std::mem::forget(file);
-                return Err(io::Error::other(error));
+                eprintln!("cannot go on from the image before: {error}");
+                return Err(error);
             }
             let (slate, values) = Slate::open(file).map_err(io::Error::other)?;
             let report = sys::take_report(slate.file());
@@ -375,6 +380,7 @@ impl Before {
             Cause::Signal => Reason::ShimCrashed {
                 incident,
                 signal: Signal::new(self.report.signal),
+                sent_by: self.sender(),
                 backtrace: self.backtrace(),
             },
             Cause::Stalled => Reason::ShimStalled {
@@ -414,15 +420,18 @@ impl Before {
         )
     }
 
+    /// Another process that has sent the signal; abort(3) sends its own.
+    fn sender(&self) -> Option<String> {
+        let sender = u32::try_from(self.report.sender).ok()?;
+        let is_other = self.report.code <= 0 && sender != 0 && sender != std::process::id();
+        is_other.then(|| format!("{sender} ({})", crate::look::brief(sender)))
+    }
+
     fn backtrace(&self) -> String {
         let frames = self.report.file_addresses();
-        let mut lines = vec![match self.report.code {
-            code if code <= 0 && self.report.sender != 0 => format!(
-                "sent by process {} ({})",
-                self.report.sender,
-                crate::look::brief(u32::try_from(self.report.sender).unwrap_or(0))
-            ),
-            _ => format!("at address {:#x}", self.report.address),
+        let mut lines = vec![match self.sender() {
+            Some(sender) => format!("sent by process {sender}"),
+            None => format!("at address {:#x}", self.report.address),
         }];
         lines.extend(super::symbols::name_all(
             Path::new("/proc/self/exe"),

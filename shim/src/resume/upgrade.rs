@@ -56,6 +56,16 @@ struct Wanted {
 struct Upgraded {
     program: PathBuf,
     from: String,
+    /// Device and inode of the program: it may have come back to the one before.
+    #[serde(default)]
+    file: Option<(u64, u64)>,
+}
+
+/// Which file a program is, whatever becomes of its path.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let file = std::fs::metadata(path).ok()?;
+    Some((file.dev(), file.ino()))
 }
 
 fn encode(value: &impl Serialize) -> Result<Vec<u8>, Fault> {
@@ -71,7 +81,12 @@ pub(crate) async fn call(shim: &Shim, method: &str, payload: &[u8]) -> Result<Ve
         "Info" => encode(&info(shim)),
         "Upgrade" => {
             if let Some(done) = request::rejoin::<Upgraded>().await {
-                return encode(&done?);
+                let done = done?;
+                if done.file.is_some() && done.file != identity(Path::new("/proc/self/exe")) {
+                    let what = "it was executed, could not go on from the state of this shim, and gave it back";
+                    return Err(stays(&done.program, what));
+                }
+                return encode(&done);
             }
             let wanted: Wanted = serde_json::from_slice(payload)
                 .map_err(|error| Fault::invalid(format!("upgrade: {error}")))?;
@@ -121,17 +136,20 @@ fn says_yes(answer: &File) -> bool {
         .is_some_and(|said| String::from_utf8_lossy(said).trim() == yes())
 }
 
+/// The answer of a shim that goes on with the program that it has.
+fn stays(program: &Path, what: &str) -> Fault {
+    Fault::new(
+        Code::FAILED_PRECONDITION,
+        format!(
+            "the shim stays as it is: {}: {what}: failed precondition",
+            program.display()
+        ),
+    )
+}
+
 /// Goes on with `program`; comes back only with the reason why not.
 async fn upgrade(reaper: &Reaper, program: &Path) -> Fault {
-    let failed = |what: String| {
-        Fault::new(
-            Code::FAILED_PRECONDITION,
-            format!(
-                "the shim stays as it is: {}: {what}: failed precondition",
-                program.display()
-            ),
-        )
-    };
+    let failed = |what: String| stays(program, &what);
     let file = match image::open_program(program) {
         Ok(file) => file,
         Err(error) => return failed(error.to_string()),
@@ -176,6 +194,7 @@ async fn upgrade(reaper: &Reaper, program: &Path) -> Fault {
     let done = Upgraded {
         program: program.to_owned(),
         from: env!("CARGO_PKG_VERSION").to_owned(),
+        file: identity(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd()))),
     };
     let asked = request::current();
     if let Some(asked) = asked {

@@ -119,10 +119,14 @@ impl RuntimeError {
                     waited: *limit,
                     process: None,
                 };
-                Some(Box::new(match *verb {
-                    "exec" => Reason::ExecTimedOut(timed_out),
-                    _ => Reason::CreateTimedOut(timed_out),
-                }))
+                match *verb {
+                    "exec" => Some(Box::new(Reason::ExecTimedOut(timed_out))),
+                    "create" | "start" | "restore" => {
+                        Some(Box::new(Reason::CreateTimedOut(timed_out)))
+                    }
+                    // delete, update, checkpoint: nothing was to be created.
+                    _ => None,
+                }
             }
             Self::Spawn { .. }
             | Self::NoPid { .. }

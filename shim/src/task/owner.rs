@@ -11,6 +11,8 @@ pub(super) mod keep;
 mod react;
 mod tell;
 
+pub(crate) use config::whose;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -222,6 +224,8 @@ pub(super) struct Owner {
     pending: VecDeque<Command>,
     /// A Delete that waits for init's end to be told.
     deferred_delete: Option<Reply<Remains>>,
+    /// Why it could not be deleted when that was tried last.
+    delete_failed: Option<String>,
     cgroup: Option<Arc<Cgroup>>,
     oom_before: u64,
     oom_told: u64,
@@ -273,6 +277,7 @@ impl Owner {
             underway: None,
             pending: VecDeque::new(),
             deferred_delete: None,
+            delete_failed: None,
             cgroup: None,
             oom_before: 0,
             oom_told: 0,

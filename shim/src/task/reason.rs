@@ -4,15 +4,33 @@
 //! harms nobody, on the thread that writes the ledger: only there the kernel's records are read.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use holdfast_cgroups::{Cgroup, Stats};
 use holdfast_record::ledger::Happening;
 use holdfast_record::reason::{Oom, OomScope, Rpc, Sender};
-use holdfast_record::witness::{Sent, Witness, node_is_stopping};
+use holdfast_record::witness::{self, Sent, Witness};
 use holdfast_record::{ExitStatus, Reason, Signal, Timestamp};
 
 use super::state::Ended;
 use serde::{Deserialize, Serialize};
+
+/// How long systemd may take to say whether it is stopping the node.
+const STATE_LIMIT: Duration = Duration::from_secs(1);
+
+/// What says that the node is being shut down; none if nothing does.
+fn node_is_stopping() -> Option<String> {
+    let seen = witness::node_is_stopping(Path::new("/"));
+    seen.or_else(|| {
+        // It says so itself long before anything else shows.
+        if !Path::new("/run/systemd/system").is_dir() {
+            return None;
+        }
+        let systemd = holdfast_cgroups::systemd::Systemd::from_environment().ok()?;
+        let state = systemd.state(Instant::now() + STATE_LIMIT).ok()?;
+        (state == "stopping").then(|| "systemd is stopping it".to_owned())
+    })
+}
 
 /// A Kill that was carried out.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -51,6 +69,15 @@ pub(crate) struct Seen {
     pub(crate) shutdown: Option<String>,
 }
 
+impl Seen {
+    /// What says that an exit with `code` was an answer to the node's shutdown: pid 1 is known to have sent SIGTERM, or
+    /// the code is no success.
+    fn shutdown_obeyed(self, code: u8) -> Option<String> {
+        let by_manager = matches!(&self.sent, Some(Ok(sent)) if sent.sender.pid == 1);
+        self.shutdown.filter(|_| by_manager || code != 0)
+    }
+}
+
 /// An end whose reason is yet to be found.
 #[derive(Debug)]
 pub(crate) struct Case {
@@ -68,20 +95,35 @@ impl Case {
         (!asked).then_some(signal)
     }
 
+    /// Whether it may have caught a signal of somebody else's and obeyed: it was init, and nobody asked us for its end.
+    fn may_have_obeyed(&self) -> bool {
+        self.known.is_init && self.known.asked.is_empty() && self.ended.status.signal().is_none()
+    }
+
+    /// Who sent it the signal, or why that is not known.
+    fn sender(&self, witness: &Witness, signal: Signal) -> Result<Sent, String> {
+        let pid = self.known.pid;
+        match witness.sender(pid, signal) {
+            Ok(Some(sent)) => Ok(sent),
+            Ok(None) => Err(format!(
+                "the trace of signals holds no {signal} for process {pid}: it was sent before the tracing began, or \
+                 so many came after it that its record is overwritten"
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// Finds the reason. May wait for the kernel's log and trace to be read, and for nothing else.
     pub(crate) fn close(mut self, witness: &Witness) -> (Reason, Vec<Happening>) {
         let mut seen = Seen::default();
         if let Some(signal) = self.is_unexplained() {
-            seen.sent = Some(match witness.sender(self.known.pid, signal) {
-                Ok(Some(sent)) => Ok(sent),
-                Ok(None) => Err(format!(
-                    "the trace of signals holds no {signal} for process {}: it was sent before the tracing began, or \
-                     so many came after it that its record is overwritten",
-                    self.known.pid
-                )),
-                Err(error) => Err(error.to_string()),
-            });
-            seen.shutdown = node_is_stopping(Path::new("/"));
+            seen.sent = Some(self.sender(witness, signal));
+            seen.shutdown = node_is_stopping();
+        } else if self.may_have_obeyed() {
+            seen.shutdown = node_is_stopping();
+            if seen.shutdown.is_some() {
+                seen.sent = Some(self.sender(witness, Signal::TERM));
+            }
         }
         let oom_at = self.look_for_oom(witness);
         let mut timeline: Vec<Happening> = self
@@ -168,7 +210,13 @@ pub(crate) fn of_end(ended: Ended, known: &Known, seen: Seen) -> Reason {
                 (None, Some(oom)) if known.is_init && code != 0 => {
                     Reason::OomKilledChild(oom.clone())
                 }
-                (None, _) => Reason::Exited { code },
+                (None, _) => match seen.shutdown_obeyed(code) {
+                    Some(seen_by) => Reason::NodeShutdown {
+                        signal: None,
+                        seen_by,
+                    },
+                    None => Reason::Exited { code },
+                },
             }
         }
         ExitStatus::Signaled { signal, core } => {

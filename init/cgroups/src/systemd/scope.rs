@@ -56,6 +56,15 @@ impl Systemd {
         self
     }
 
+    /// The manager's `SystemState`, org.freedesktop.systemd1(5): `running`, `degraded`, `stopping` and so on.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`] with the step; [`Error::Refused`].
+    pub fn state(&self, deadline: Instant) -> Result<String> {
+        Bus::connect(&self.addresses, "the manager's state", deadline)?
+            .manager_property("SystemState")
+    }
+
     /// Starts the unit with a process in it, and waits until it is there.
     ///
     /// A unit of that name that is left over (failed, or running with nobody in it) is stopped, reset and started anew.

@@ -13,6 +13,8 @@ use crate::time::Timestamp;
 pub struct Query {
     /// Whose end.
     pub who: Option<Selector>,
+    /// Only what belongs to this containerd namespace.
+    pub namespace: Option<String>,
     /// Only ends at or after this time.
     pub since: Option<Timestamp>,
     /// Only the latest so many.
@@ -102,6 +104,7 @@ pub(super) fn read(dir: &Path, query: &Query) -> Result<Page, LedgerError> {
                 continue;
             };
             if query.since.is_some_and(|since| record.time < since)
+                || query.namespace.is_some() && query.namespace != record.namespace
                 || query.quiet && record.code == Reason::ShimFinished.code()
             {
                 continue;

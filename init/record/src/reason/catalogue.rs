@@ -18,7 +18,7 @@ pub(super) static FAULTED: Entry = Entry {
     code: "HF102",
     group: Group::Ended,
     title: "ended by its own fault",
-    means: "The kernel ended the process for something it did itself: an invalid memory access (SIGSEGV, SIGBUS), an invalid instruction (SIGILL), abort() (SIGABRT), an arithmetic fault (SIGFPE) or a forbidden system call (SIGSYS). No other process on the node is recorded as the sender.",
+    means: "The process was ended by the signal of a fault, as a rule for something it did itself: an invalid memory access (SIGSEGV, SIGBUS), an invalid instruction (SIGILL), abort() (SIGABRT), an arithmetic fault (SIGFPE) or a forbidden system call (SIGSYS). No other process on the node is recorded as the sender; where signals are not traced, none could be (holdfast check says whether they are).",
     advice: "Read the container's own log and, if one was written, the core dump. For SIGSYS look at the seccomp profile.",
     message_id: MessageId(0xac10a65d8f8811d0a51d6f60d2a1fd43),
 };
@@ -27,7 +27,7 @@ pub(super) static ENDED_WITH_CONTAINER: Entry = Entry {
     code: "HF103",
     group: Group::Ended,
     title: "ended because its container's init process ended",
-    means: "An exec process lives in the container's pid namespace. When the container's init process ends, the kernel kills every other process in that namespace with SIGKILL. The exec process itself did nothing wrong.",
+    means: "An exec process lives in the container's pid namespace. When the container's init process ends, the kernel kills every other process in that namespace with SIGKILL; where the container has no pid namespace of its own, the shim does so. The exec process itself did nothing wrong.",
     advice: "Ask why the container ended: holdfast why CONTAINER.",
     message_id: MessageId(0x1ac23372fcd714dad763283dfd007648),
 };
@@ -197,17 +197,17 @@ pub(super) static SHIM_PANICKED: Entry = Entry {
 pub(super) static SHIM_CRASHED: Entry = Entry {
     code: "HF172",
     group: Group::Shim,
-    title: "the shim was ended by a fault of its own",
-    means: "The shim received a fatal signal for something it did itself.",
-    advice: "Report it with the backtrace in the evidence.",
+    title: "the shim crashed and went on in a new image",
+    means: "The shim received a fatal signal, for something it did itself or from another process, and executed itself again: same pid, same containers, sockets and streams. Nothing ended.",
+    advice: "If a sender is named, ask its owner. If not, report it with the backtrace in the evidence.",
     message_id: MessageId(0x0fc4b0bff6427a30813eb64ebfe4efbb),
 };
 
 pub(super) static SHIM_GONE: Entry = Entry {
     code: "HF173",
     group: Group::Shim,
-    title: "the shim was gone",
-    means: "The shim was killed, or could not go on, and containerd asked for a clean-up. If the container had ended before, its true exit status is recorded; otherwise the clean-up ended it, and the status is that of the clean-up.",
+    title: "the shim was killed, or could not go on",
+    means: "The shim was gone, and containerd asked for a clean-up. If the container had ended before, its true exit status is recorded; otherwise the clean-up ended it, and the status (137) is that of the clean-up.",
     advice: "If the sender is named, ask its owner; programs that kill by name are the usual ones. For a lack of memory the evidence names the cgroup. If neither is known, the evidence says why, and what to switch on to see it next time.",
     message_id: MessageId(0x66ae1ae25afa2639b35b16465d02fec3),
 };
@@ -215,8 +215,8 @@ pub(super) static SHIM_GONE: Entry = Entry {
 pub(super) static SHIM_STALLED: Entry = Entry {
     code: "HF174",
     group: Group::Shim,
-    title: "the shim stopped answering",
-    means: "The shim's event loop made no progress for longer than its watchdog allows.",
+    title: "the shim stopped answering and went on in a new image",
+    means: "The shim's event loop made no progress for longer than its watchdog allows, and the shim executed itself again: same pid, same containers, sockets and streams. Nothing ended.",
     advice: "The evidence holds the stacks at that time. A blocked disk or a stopped process (SIGSTOP) are the usual causes.",
     message_id: MessageId(0xed0dc80353d12314540342cc1fdf3906),
 };

@@ -30,7 +30,7 @@ impl fmt::Display for Rpc {
             Self::Kill => "a Kill request",
             Self::Delete => "a Delete request",
             Self::Shutdown => "a Shutdown request",
-            Self::ShimDelete => "containerd's clean-up of a lost shim",
+            Self::ShimDelete => "containerd's clean-up after a shim that was gone",
             Self::CommandLine => "the holdfast command",
         })
     }

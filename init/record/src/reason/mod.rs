@@ -160,7 +160,7 @@ pub enum Reason {
     /// HF161: the runtime reported an error.
     #[serde(rename = "HF161")]
     RuntimeFailed {
-        /// Which operation: `create`, `delete`, …
+        /// Which operation, as it follows "could not": `delete the container`.
         operation: String,
         /// How the runtime ended, where it is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -191,13 +191,16 @@ pub enum Reason {
     /// HF171: a panic in the shim.
     #[serde(rename = "HF171")]
     ShimPanicked(Panicked),
-    /// HF172: a fatal signal for a fault of the shim.
+    /// HF172: a fatal signal, after which the shim has gone on in a new image.
     #[serde(rename = "HF172")]
     ShimCrashed {
         /// The incident's id.
         incident: String,
         /// Which signal.
         signal: Signal,
+        /// Who sent it, if it was no fault of the shim's own: `pid (name)`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sent_by: Option<String>,
         /// The stack, one frame a line.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         backtrace: String,
@@ -210,6 +213,9 @@ pub enum Reason {
         shim_pid: Option<u32>,
         /// Whether the container had ended before, by the journal.
         container_had_ended: bool,
+        /// Whether its init process was gone when the clean-up came, without anybody having seen its end.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        container_was_gone: bool,
         /// What the kernel and the files say of the shim's end, a sentence each.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         findings: Vec<String>,

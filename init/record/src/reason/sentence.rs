@@ -5,6 +5,9 @@ use std::fmt;
 use super::{Oom, OomScope, Panicked, Reason, Sender, TimedOut};
 use crate::time::human;
 
+/// What the shim does after a fault: only the image that goes on writes these down.
+const WENT_ON: &str = "; it went on in a new image, and its containers were not touched";
+
 /// A predicate in the past tense without a full stop: `exited by itself with code 42`.
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -14,7 +17,7 @@ impl fmt::Display for Reason {
                 let core = if *core { " and left a core dump" } else { "" };
                 write!(
                     f,
-                    "was ended by the kernel with {signal} for a fault of its own{core}"
+                    "was ended by {signal}{core}: a fault of its own, as no other process is recorded as the sender"
                 )
             }
             Self::EndedWithContainer {
@@ -23,7 +26,7 @@ impl fmt::Display for Reason {
             } => {
                 write!(
                     f,
-                    "was killed by the kernel because the container's init process (pid {init_pid}) ended"
+                    "was killed along with its container, whose init process (pid {init_pid}) ended"
                 )?;
                 init_status.map_or(Ok(()), |status| write!(f, " with {status}"))
             }
@@ -72,6 +75,9 @@ impl fmt::Display for Reason {
                 process,
                 ..
             } => write!(f, "gave up on {hook} after {}: {process}", human(*waited)),
+            Self::CreateStepFailed { step, text } if step == text => {
+                write!(f, "could not be created: {step}")
+            }
             Self::CreateStepFailed { step, text } => {
                 write!(f, "could not be created: {step}: {text}")
             }
@@ -119,35 +125,44 @@ impl fmt::Display for Reason {
                 write_panic(f, panicked)
             }
             Self::ShimCrashed {
-                incident, signal, ..
+                incident,
+                signal,
+                sent_by,
+                ..
             } => {
-                write!(
-                    f,
-                    "was ended by {signal} for a fault of its own (incident {incident})"
-                )
+                match sent_by {
+                    Some(sender) => write!(f, "was hit by {signal} from process {sender}")?,
+                    None => write!(f, "had a fault of its own, {signal}")?,
+                }
+                write!(f, " (incident {incident}){WENT_ON}")
             }
             Self::ShimGone {
                 shim_pid,
                 container_had_ended,
+                container_was_gone,
                 sender,
                 oom,
                 ..
             } => {
+                if let Some(pid) = shim_pid {
+                    write!(f, "(pid {pid}) ")?;
+                }
                 match (sender, oom) {
                     (Some(sender), _) => write!(f, "was killed by {sender}")?,
                     (None, Some(oom)) => {
                         write!(f, "was killed by the kernel for want of memory")?;
                         write_oom(f, oom)?;
                     }
-                    (None, None) => write!(f, "was gone")?,
+                    (None, None) => write!(f, "was gone, and who or what ended it is not known")?,
                 }
-                if let Some(pid) = shim_pid {
-                    write!(f, " (it was pid {pid})")?;
-                }
-                f.write_str(if *container_had_ended {
-                    "; the container had ended before"
-                } else {
-                    "; containerd's clean-up then ended the container, too"
+                f.write_str(match (container_had_ended, container_was_gone) {
+                    (true, _) => "; the container had ended before, with the status that is told",
+                    (false, true) => {
+                        "; the container was gone, too, and nobody saw with which status"
+                    }
+                    (false, false) => {
+                        "; containerd then asked for the clean-up, which ended the container, too"
+                    }
                 })
             }
             Self::ShimStalled {
@@ -155,7 +170,7 @@ impl fmt::Display for Reason {
             } => {
                 write!(
                     f,
-                    "made no progress for {} (incident {incident})",
+                    "made no progress for {} (incident {incident}){WENT_ON}",
                     human(*stalled)
                 )
             }
@@ -171,8 +186,8 @@ impl fmt::Display for Reason {
             }
             Self::Unknown { looked_at } => write!(
                 f,
-                "ended for a reason that could not be found ({} places were looked at)",
-                looked_at.len()
+                "ended for a reason that could not be found (looked at: {})",
+                looked_at.join("; ")
             ),
         }
     }

@@ -103,7 +103,7 @@ pub(crate) fn examples() -> Vec<Reason> {
         },
         Reason::ExecTimedOut(timed_out.clone()),
         Reason::RuntimeFailed {
-            operation: "create".into(),
+            operation: "delete the container".into(),
             status: Some(ExitStatus::Exited(1)),
             text: "no".into(),
         },
@@ -120,11 +120,13 @@ pub(crate) fn examples() -> Vec<Reason> {
         Reason::ShimCrashed {
             incident: "00c0ffee00c0ffee".into(),
             signal: Signal::new(libc::SIGABRT),
+            sent_by: Some("99 (bash)".into()),
             backtrace: "0: one".into(),
         },
         Reason::ShimGone {
             shim_pid: Some(77),
             container_had_ended: false,
+            container_was_gone: false,
             findings: vec!["the shim's process 77 is gone".into()],
             sender: Some(Sender {
                 pid: 99,

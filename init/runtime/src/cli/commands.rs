@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use holdfast_record::ledger::{Ledger, Query, Selector};
+use holdfast_record::ledger::{Kind, Ledger, Query, Selector};
 use holdfast_record::{ContainerId, Signal, Timestamp, why};
 use lexopt::{Arg, Parser};
 use oci_spec::runtime::Capability;
@@ -89,8 +89,7 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
             let started = start::start(context, &id);
             if let Err(error) = &started {
                 log_file::tell_reason(&cause::reason(error, Operation::Start));
-                let container = context.container(&id);
-                let bundle = container.map_or_else(|_| PathBuf::new(), |one| one.saved.bundle);
+                let bundle = bundle_of(context, &id);
                 cause::record(error, Operation::Start, &id, &bundle);
             }
             started.map(|()| 0)
@@ -107,7 +106,13 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
                     other => return Err(usage(other.unexpected())),
                 }
             }
-            delete::delete(context, &ids.one()?, force).map(|()| 0)
+            let id = ids.one()?;
+            let deleted = delete::delete(context, &id, force);
+            if let Err(error) = &deleted {
+                let bundle = bundle_of(context, &id);
+                cause::record(error, Operation::Delete, &id, &bundle);
+            }
+            deleted.map(|()| 0)
         }
         "exec" => exec_command(context, parser),
         "ps" => ps_command(context, parser),
@@ -135,6 +140,12 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
     }
 }
 
+/// Where the container's configuration is; nowhere when it is not known.
+fn bundle_of(context: &Context, id: &ContainerId) -> PathBuf {
+    let container = context.container(id);
+    container.map_or_else(|_| PathBuf::new(), |one| one.saved.bundle)
+}
+
 fn shims_command(parser: &mut Parser) -> Result<i32> {
     let mut json = false;
     while let Some(arg) = parser.next().map_err(usage)? {
@@ -156,10 +167,12 @@ fn shims_command(parser: &mut Parser) -> Result<i32> {
 
 fn upgrade_command(parser: &mut Parser) -> Result<i32> {
     let (mut all, mut program, mut words) = (false, None, Vec::new());
+    let mut namespace = None;
     while let Some(arg) = parser.next().map_err(usage)? {
         match arg {
             Arg::Long("all") => all = flag(parser)?,
             Arg::Long("program") => program = Some(path(parser)?),
+            Arg::Short('n') | Arg::Long("namespace") => namespace = Some(text(parser)?),
             Arg::Value(value) => {
                 let mut ids = Ids::default();
                 ids.push(value)?;
@@ -168,7 +181,12 @@ fn upgrade_command(parser: &mut Parser) -> Result<i32> {
             other => return Err(usage(other.unexpected())),
         }
     }
-    print(&shims::upgrade(&words, all, program.as_deref())?)
+    let wanted = shims::Wanted {
+        words: &words,
+        all,
+        namespace: namespace.as_deref(),
+    };
+    print(&shims::upgrade(&wanted, program.as_deref())?)
 }
 
 pub(super) fn print(text: &str) -> Result<i32> {
@@ -534,6 +552,7 @@ fn why_command(parser: &mut Parser) -> Result<i32> {
                     .map_err(|error| Error::Usage(error.to_string()))?;
                 query.since = Some(since);
             }
+            Arg::Short('n') | Arg::Long("namespace") => query.namespace = Some(text(parser)?),
             Arg::Long("node") => {
                 if flag(parser)? {
                     form = why::Form::Node;
@@ -557,14 +576,22 @@ fn why_command(parser: &mut Parser) -> Result<i32> {
         source: None,
     })?;
     let answer = why::answer(&page, &query, ledger.dir(), form);
-    print(answer.text.trim_end())?;
-    if let (false, false, Some(who)) = (answer.found, json, &query.who)
+    // What is recorded then is of its exec processes alone.
+    let own = page.records.iter().any(|record| record.kind != Kind::Exec);
+    if let (false, false, Some(who)) = (own, json, &query.who)
         && let Some(namespace) = running(who.as_str())
     {
+        let rest = if answer.found {
+            "Of its exec processes:\n"
+        } else {
+            ""
+        };
         print(&format!(
-            "It exists in the containerd namespace {namespace} and has not ended."
+            "Container {who} exists in the containerd namespace {namespace} and has not ended. {rest}",
+            who = who.as_str()
         ))?;
     }
+    print(answer.text.trim_end())?;
     Ok(i32::from(!answer.found))
 }
 

@@ -38,7 +38,8 @@ containers
               [--pid-file F] [--console-socket S] [--tcp-established, ...] ID
 
 shims
-  upgrade [--all | ID|PID...] [--program FILE]        to the installed version; their
+  upgrade [--all | ID|PID...] [--namespace NAME] [--program FILE]
+                                                      to the installed version; their
                                                       containers do not notice
 
 questions
@@ -46,7 +47,7 @@ questions
   list    [--format table|json] [--quiet]
   events  [--stats | --interval TIME] ID              what it uses, and its OOM kills
   ps      [--format table|json] ID [PS-OPTION...]
-  why     [ID|NAME|POD|PID] [--last[=N]] [--since TIME] [--node] [--json]
+  why     [ID|NAME|POD|PID] [--last[=N]] [--since TIME] [--namespace NAME] [--node] [--json]
                                                       why something ended
   shims   [--json]                                    the shims of this node
   check   [--json]                                    what is wrong with this node

@@ -46,7 +46,7 @@ fn dispatch(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
         Err(error) => {
-            let text = chain(&error);
+            let text = crate::cause::with_code(chain(&error));
             log::error!("{text}");
             // --log may be a file only the shim reads; a person looks at standard error.
             eprintln!("holdfast: {text}");

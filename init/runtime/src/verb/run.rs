@@ -43,13 +43,16 @@ pub fn run(
         Some(signals::all_as_descriptor().doing(|| "watch signals".into())?)
     };
     let created = create_with(context, id, options, bundle, console, None).inspect_err(record)?;
-    let started = start::start(context, id).and_then(|()| {
-        let proxy = ours.as_ref().map(Proxy::take).transpose()?;
-        match &caught {
-            Some(caught) => accompany(&created.link.pidfd, caught, proxy),
-            None => Ok(0),
-        }
-    });
+    let record = |error: &Error| cause::record(error, Operation::Start, id, &options.bundle);
+    let started = start::start(context, id)
+        .inspect_err(record)
+        .and_then(|()| {
+            let proxy = ours.as_ref().map(Proxy::take).transpose()?;
+            match &caught {
+                Some(caught) => accompany(&created.link.pidfd, caught, proxy),
+                None => Ok(0),
+            }
+        });
     if started.is_err() || (!detach && !keep) {
         let deleted = delete::delete(context, id, true);
         let code = started?;

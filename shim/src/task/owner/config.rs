@@ -7,6 +7,26 @@ use holdfast_record::ledger::{NAME_ANNOTATIONS, Pod};
 use super::Config;
 use crate::task::termination;
 
+/// The container's name and pod, by its annotations.
+fn by_annotations(annotations: &BTreeMap<String, String>) -> (Option<String>, Option<Pod>) {
+    let get = |key: &str| annotations.get(key).map(String::as_str);
+    let name = NAME_ANNOTATIONS.iter().find_map(|key| get(key));
+    (name.map(str::to_owned), Pod::from_annotations(get))
+}
+
+/// The container's name and pod, for a record of it.
+pub(crate) fn whose(bundle: &std::path::Path) -> (Option<String>, Option<Pod>) {
+    #[derive(serde::Deserialize)]
+    struct Spec {
+        #[serde(default)]
+        annotations: BTreeMap<String, String>,
+    }
+    let spec: Option<Spec> = std::fs::read(bundle.join("config.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    spec.map_or((None, None), |spec| by_annotations(&spec.annotations))
+}
+
 /// Reads it; what cannot be read may share everything.
 pub(super) fn read_config(bundle: &std::path::Path) -> Config {
     #[derive(Default, serde::Deserialize)]
@@ -46,17 +66,15 @@ pub(super) fn read_config(bundle: &std::path::Path) -> Config {
             ..Config::default()
         };
     };
+    let (name, pod) = by_annotations(&spec.annotations);
     Config {
         kill_all_on_exit: !spec
             .linux
             .namespaces
             .iter()
             .any(|namespace| namespace.r#type == "pid" && namespace.path.is_empty()),
-        pod: Pod::from_annotations(|key| spec.annotations.get(key).map(String::as_str)),
-        name: NAME_ANNOTATIONS
-            .iter()
-            .find_map(|key| spec.annotations.get(*key))
-            .cloned(),
+        pod,
+        name,
         termination_log: termination::find(
             &spec.annotations,
             spec.mounts

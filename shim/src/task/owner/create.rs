@@ -97,7 +97,7 @@ impl Owner {
                 self.record(Record::new(Kind::Container, &reason, Timestamp::now()));
                 log::error!("{}: {}", self.id, fault.text);
                 if let Some(reply) = self.created.take() {
-                    reply.send(Err(fault));
+                    reply.send(Err(fault.with_code(&reason)));
                 }
             }
         }

@@ -237,13 +237,15 @@ impl Owner {
         }
         let done = self.model.start_done(result.is_ok()).map_err(Fault::from);
         let result = result.and(done);
-        if let Err(fault) = &result {
+        let result = result.map_err(|fault| {
             let reason = fault.reason.as_deref().cloned();
             let reason = reason.unwrap_or_else(|| Reason::StartFailed {
                 text: fault.text.clone(),
             });
             self.record(Record::new(Kind::Container, &reason, Timestamp::now()));
-        } else {
+            fault.with_code(&reason)
+        });
+        if result.is_ok() {
             self.init.started = Some(Timestamp::now());
         }
         self.settle();
@@ -279,9 +281,9 @@ impl Owner {
             .exec_start_done(id, result.is_ok())
             .map_err(Fault::from);
         // The runtime's error says more than the model's refusal.
-        let outcome = result.and(outcome);
+        let mut outcome = result.and(outcome);
         if let Some(exec) = self.execs.get_mut(id) {
-            match &outcome {
+            match &mut outcome {
                 Ok(process) => {
                     exec.side.started = Some(Timestamp::now());
                     exec.side.identity =
@@ -306,6 +308,7 @@ impl Owner {
                     });
                     let record = Record::new(Kind::Exec, &reason, Timestamp::now()).of_exec(id);
                     self.record(record);
+                    *fault = fault.clone().with_code(&reason);
                 }
             }
         }
@@ -361,12 +364,27 @@ impl Owner {
             }
             Err(fault) => {
                 log::error!("{}: {}", self.id, fault.text);
-                Err(fault)
+                Err(self.not_deleted(fault))
             }
         };
         if let Some(Underway::Delete(reply)) = self.underway.take() {
             reply.send(answer);
         }
+    }
+
+    /// Writes down why the container could not be deleted; once, however often containerd tries again.
+    fn not_deleted(&mut self, fault: Fault) -> Fault {
+        let reason = fault.reason.as_deref().cloned();
+        let reason = reason.unwrap_or_else(|| Reason::RuntimeFailed {
+            operation: "delete the container".to_owned(),
+            status: None,
+            text: fault.text.clone(),
+        });
+        if self.delete_failed.as_ref() != Some(&fault.text) {
+            self.delete_failed = Some(fault.text.clone());
+            self.record(Record::new(Kind::Runtime, &reason, Timestamp::now()));
+        }
+        fault.with_code(&reason)
     }
 
     /// Kills what is left in the cgroup when init has ended and shares its pid namespace.

@@ -163,3 +163,22 @@ fn a_shutdown_takes_what_pid_1_sent_and_nobody_elses() {
     assert_eq!(code(term(), &known, from(7)), "HF131");
     assert_eq!(code(term(), &known, stopping(Seen::default())), "HF191");
 }
+
+#[test]
+fn an_exit_while_the_node_goes_down_is_the_nodes_where_that_is_likely() {
+    let exit = |code| ended(ExitStatus::Exited(code));
+    let stopping = |sent: Option<u32>| Seen {
+        shutdown: Some("systemd is stopping it".into()),
+        sent: sent.map(|pid| self::sent(pid, Signal::TERM, false).sent.unwrap()),
+    };
+    let init = of_init(Vec::new());
+    assert_eq!(code(exit(143), &init, stopping(None)), "HF191");
+    assert_eq!(code(exit(0), &init, stopping(Some(1))), "HF191");
+    // A job that was done anyway.
+    assert_eq!(code(exit(0), &init, stopping(None)), "HF101");
+    assert_eq!(code(exit(0), &init, stopping(Some(77))), "HF101");
+    assert_eq!(code(exit(143), &init, Seen::default()), "HF101");
+    // Somebody has asked for it first.
+    let asked = of_init(asked(&[(Signal::TERM, 90)]));
+    assert_eq!(code(exit(143), &asked, stopping(Some(1))), "HF111");
+}
