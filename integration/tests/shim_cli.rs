@@ -104,6 +104,27 @@ impl Drop for Bundle {
 }
 
 #[test]
+fn an_answered_shutdown_outlives_a_crash() {
+    let Some(bundle) = Bundle::new("an_answered_shutdown") else {
+        return;
+    };
+    for _ in 0..20 {
+        let address = bundle.start(&bundle.id, b"").ok().trim().to_owned();
+        let shim = Shim::dial(&address);
+        let pid = nix::unistd::Pid::from_raw(shim.pid(""));
+        let mut request = api::ShutdownRequest::new();
+        request.id = bundle.id.clone();
+        shim.call::<_, api::Empty>("Shutdown", &request).unwrap();
+        // It may have ended already.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSEGV);
+        deadline::eventually("the server ends", LIMIT, || {
+            bundle.servers().is_empty().then_some(())
+        });
+        assert!(!bundle.socket(&bundle.id).exists(), "the socket is left");
+    }
+}
+
+#[test]
 fn start_prints_the_address_and_nothing_else() {
     let Some(bundle) = Bundle::new("start_prints_the_address") else {
         return;

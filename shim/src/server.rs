@@ -212,19 +212,12 @@ async fn serve_containers(
     while !(closing && shim.close()) {
         tokio::select! {
             Some(()) = children.recv() => shim.reaper.sweep(),
-            // A container may have come since it was asked for.
-            () = shutdown.notified() => if shim.close() { break },
+            () = shutdown.notified() => break,
             Some(()) = terminate.recv() => if may_end("SIGTERM", &shim) { break },
             Some(()) = interrupt.recv() => if may_end("SIGINT", &shim) { break },
             Some(()) = user.recv() => log::info!("SIGUSR1: {} containers", *count.borrow()),
             Some(()) = hangup.recv() => log::debug!("SIGHUP ignored"),
         }
-    }
-    if !closing {
-        let _step = resume::step();
-        resume::put(CLOSING, &[]);
-        // From here on a `start` of this group makes a new shim, and no Create is taken.
-        remove_socket();
     }
     accepting.abort();
     let left = publisher.flush(flush_limit()).await;
@@ -255,9 +248,24 @@ pub(crate) fn events_address() -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
+/// Begins the end, unless there are containers; false then. Whoever asked for it is answered
+/// afterwards: what has been promised the next image has to know.
+pub(crate) fn close(shim: &Shim) -> bool {
+    let before = shim.is_closed();
+    let close = shim.close();
+    // The path may be another shim's by the time somebody asks again.
+    if close && !before {
+        let _step = resume::step();
+        resume::put(CLOSING, &[]);
+        // From here on a `start` of this group makes a new shim, and no Create is taken.
+        remove_socket();
+    }
+    close
+}
+
 /// A signal ends the shim only when that costs no container.
 fn may_end(name: &str, shim: &Shim) -> bool {
-    let close = shim.close();
+    let close = close(shim);
     if !close {
         log::warn!("{name} ignored: containers live here; end them through containerd");
     }

@@ -22,6 +22,7 @@ use crate::fault::Fault;
 use crate::fault_point::fault_point;
 use crate::options::Options;
 use crate::resume::{image, upgrade};
+use crate::server;
 use crate::stats;
 use crate::stdio::StdioPaths;
 use crate::sys;
@@ -420,7 +421,7 @@ impl TaskService {
             "Connect" => encode(&self.connect(&parse::<api::ConnectRequest>(payload)?.id)),
             "Shutdown" => {
                 parse::<api::ShutdownRequest>(payload)?;
-                if *self.shim.count().borrow() == 0 {
+                if server::close(&self.shim) {
                     self.shutdown.notify_one();
                 }
                 encode(&api::Empty::default())

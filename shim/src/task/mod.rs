@@ -301,6 +301,11 @@ impl Shim {
         }
     }
 
+    /// Whether the end has begun.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     /// Refuses containers from now on, unless there are some; false then.
     pub(crate) fn close(&self) -> bool {
         let containers = self.containers();
