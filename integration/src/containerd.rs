@@ -333,6 +333,12 @@ impl Containerd {
             left.push(format!("cgroup {}", cgroup.display()));
         }
         left.extend(self.unexplained());
+        // What a shim had still to tell when its bundle went; the last acknowledgement removes it.
+        for folder in entries(&self.folder.path().join("events")) {
+            for file in entries(&folder) {
+                left.push(format!("untold events in {}", file.display()));
+            }
+        }
         for id in self.ids.lock().expect("ids").iter() {
             let socket = self.shim_socket(id);
             if socket.exists() {
@@ -410,6 +416,15 @@ impl Drop for Containerd {
             let _ = fs::remove_dir_all(folder);
         }
     }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Makes a folder a mount that shares what is mounted in it with its copies.
