@@ -360,15 +360,7 @@ impl Containerd {
     /// Naming it.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
-        let mut left = Vec::new();
-        for _ in 0..250 {
-            left = self.left_behind();
-            if left.is_empty() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("left behind:\n  {}", left.join("\n  "));
+        deadline::nothing_left("behind", Duration::from_secs(5), || self.left_behind());
     }
 }
 

@@ -139,15 +139,38 @@ pub fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
 /// # Panics
 /// When there is none within `limit`, naming `what`.
 #[track_caller]
-pub fn eventually<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, limit: Duration, ask: impl FnMut() -> Option<T>) -> T {
+    within(limit, ask).unwrap_or_else(|| panic!("{what}: not within {limit:?}"))
+}
+
+/// As [`eventually`]; `None` when there is no answer within `limit`.
+pub fn within<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let until = Instant::now() + limit;
     loop {
+        // Also once after the limit: this thread may have slept much longer than it asked for.
+        let over = Instant::now() >= until;
         if let Some(answer) = ask() {
-            return answer;
+            return Some(answer);
         }
-        assert!(Instant::now() < until, "{what}: not within {limit:?}");
+        if over {
+            return None;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Fails when something is left, after `limit` for what is still ending.
+///
+/// # Panics
+/// With what was left, `when`.
+#[track_caller]
+pub fn nothing_left(when: &str, limit: Duration, mut left: impl FnMut() -> Vec<String>) {
+    let mut last = Vec::new();
+    let gone = within(limit, || {
+        last = left();
+        last.is_empty().then_some(())
+    });
+    assert!(gone.is_some(), "left {when}:\n  {}", last.join("\n  "));
 }
 
 fn group_of(child: &Child) -> Pid {

@@ -8,6 +8,8 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::deadline;
+
 /// A process found by its command line or environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
@@ -156,32 +158,30 @@ pub fn remove_cgroups(parent: &str) {
             let _ = fs::write(cgroup.join("cgroup.freeze"), "0");
         }
     }
-    for _ in 0..200 {
+    deadline::within(Duration::from_secs(2), || {
         let members = cgroup_members(parent);
-        if members.is_empty() {
-            break;
+        for pid in &members {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
-        for pid in members {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+        members.is_empty().then_some(())
+    });
     for hierarchy in hierarchies() {
         let top = hierarchy.join(parent.trim_start_matches('/'));
         let mut below = vec![top.clone()];
         collect_below(&top, &mut below);
         for cgroup in below.iter().rev() {
             // The kernel refuses for a moment while the last members are being reaped.
-            for _ in 0..50 {
-                match fs::remove_dir(cgroup) {
-                    Err(e) if e.raw_os_error() == Some(nix::libc::EBUSY) => {
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
-                    _ => break,
-                }
-            }
+            remove_busy_folder(cgroup, Duration::from_millis(500));
         }
     }
+}
+
+/// Removes an empty folder of the kernel's that refuses with EBUSY while somebody leaves it.
+pub fn remove_busy_folder(path: &Path, limit: Duration) {
+    deadline::within(limit, || match fs::remove_dir(path) {
+        Err(e) if e.raw_os_error() == Some(nix::libc::EBUSY) => None,
+        _ => Some(()),
+    });
 }
 
 /// States of containers in a runtime's root. Names with a dot in front are no containers but what

@@ -187,15 +187,8 @@ impl Lone {
     /// Naming it, and `what` was done before.
     #[track_caller]
     pub fn assert_nothing_left(&self, what: &str) {
-        let mut left = Vec::new();
-        for _ in 0..250 {
-            left = self.left_of_containers();
-            if left.is_empty() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("left after {what}:\n  {}", left.join("\n  "));
+        let when = format!("after {what}");
+        deadline::nothing_left(&when, Duration::from_secs(5), || self.left_of_containers());
     }
 
     /// Ends the test: with nothing left of its containers. The shim itself would stay to tell its

@@ -346,15 +346,7 @@ impl Scratch {
     /// Naming it.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
-        let mut left = Vec::new();
-        for _ in 0..100 {
-            left = self.left_behind();
-            if left.is_empty() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("left behind:\n  {}", left.join("\n  "));
+        deadline::nothing_left("behind", Duration::from_secs(2), || self.left_behind());
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::containerd::Containerd;
-use crate::{deadline, skip};
+use crate::{deadline, leaks, skip};
 
 /// Folder of a private containerd at which its shims look for tracefs. Nothing is there unless a test asks.
 pub(crate) const FOLDER: &str = "tracing";
@@ -68,23 +68,14 @@ impl Drop for Traced {
             format!("{}-processes", self.instance),
         ] {
             // EBUSY while a shim reads it; it was asked for its answer before.
-            for _ in 0..50 {
-                match std::fs::remove_dir(instances.join(&name)) {
-                    Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) => {
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
-                    _ => break,
-                }
-            }
+            leaks::remove_busy_folder(&instances.join(&name), Duration::from_secs(1));
         }
-        for _ in 0..50 {
+        // A shim may be looking into it at this moment.
+        deadline::within(Duration::from_secs(1), || {
             let mut unmount = Command::new("umount");
             unmount.arg(&self.folder);
-            if deadline::run(&mut unmount, Duration::from_secs(10)).code() == 0 {
-                return;
-            }
-            // A shim that looks into it at this moment.
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            let done = deadline::run(&mut unmount, Duration::from_secs(10));
+            (done.code() == 0).then_some(())
+        });
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::deadline::{self, eventually};
 use holdfast_integration::events::{Event, Subscriber};
-use holdfast_integration::{on_containerds, place, skip};
+use holdfast_integration::{leaks, on_containerds, place, skip};
 
 on_containerds! {
     a_life_is_told_in_order;
@@ -172,13 +172,7 @@ impl Pod {
 impl Drop for Pod {
     fn drop(&mut self) {
         for folder in [&self.folder, &self.parent] {
-            let until = std::time::Instant::now() + LIMIT;
-            while folder.exists()
-                && fs::remove_dir(folder).is_err()
-                && std::time::Instant::now() < until
-            {
-                std::thread::sleep(Duration::from_millis(10));
-            }
+            leaks::remove_busy_folder(folder, LIMIT);
         }
     }
 }

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use holdfast_integration::containerd::{Containerd, Extra, Version, peer};
-use holdfast_integration::deadline::eventually;
+use holdfast_integration::deadline::{eventually, within};
 use holdfast_integration::leaks::is_alive;
 use holdfast_integration::scratch::text;
 use holdfast_integration::shim::Shim;
@@ -187,10 +187,9 @@ fn end(containerd: &Containerd, cell: &Cell) -> Outcome {
     }
     containerd.ctr_ok(&["containers", "delete", &cell.id]);
     // What still goes gets a moment.
-    let until = Instant::now() + Duration::from_secs(3);
-    while !mounted(&cell.rootfs).is_empty() && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    within(Duration::from_secs(3), || {
+        mounted(&cell.rootfs).is_empty().then_some(())
+    });
     let mut kept: Vec<String> = mounted(&cell.rootfs)
         .into_iter()
         .map(|(pid, name)| format!("process {pid} ({name}): mounted"))

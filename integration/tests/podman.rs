@@ -123,9 +123,8 @@ impl Podman {
     }
 
     fn assert_nothing_left(&self) {
-        let mut left = Vec::new();
-        for _ in 0..500 {
-            left = leaks::states_in(&self.path("state"));
+        deadline::nothing_left("behind", Duration::from_secs(10), || {
+            let mut left = leaks::states_in(&self.path("state"));
             let mut cgroups = leaks::cgroups_below(&self.cgroup);
             // podman's own, for all its conmons.
             cgroups.retain(|path| !path.ends_with("conmon"));
@@ -136,12 +135,8 @@ impl Podman {
             );
             let processes = leaks::processes_mentioning(&text(self.folder.path()));
             left.extend(processes.iter().map(|p| format!("process {}", p.command)));
-            if left.is_empty() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("left behind:\n  {}", left.join("\n  "));
+            left
+        });
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::leaks::descriptors;
-use holdfast_integration::on_containerds;
 use holdfast_integration::shim::Shim;
+use holdfast_integration::{deadline, on_containerds};
 
 on_containerds! {
     a_thousand_execs_race_with_questions_and_signals;
@@ -74,16 +75,12 @@ fn a_thousand_execs_race_with_questions_and_signals(containerd: &Containerd) {
     let mut after = Vec::new();
     // The connections of the threads above close when the shim has read their end, which on a
     // machine with thirty others at work took more than ten seconds once.
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(90);
-    while std::time::Instant::now() < until {
+    let closed = deadline::within(Duration::from_secs(90), || {
         after = descriptors(shim_pid);
-        if after.len() <= before.len() + slack {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+        (after.len() <= before.len() + slack).then_some(())
+    });
     assert!(
-        after.len() <= before.len() + slack,
+        closed.is_some(),
         "descriptors of the shim before: {before:?}\nafter: {after:?}"
     );
     containerd.end_task("box");

@@ -28,22 +28,16 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// What `holdfast why` answers once the record is there.
 #[track_caller]
 fn why(containerd: &Containerd, id: &str, code: &str) -> String {
-    let until = std::time::Instant::now() + LIMIT;
-    loop {
-        let mut command = Command::new(place::built("holdfast"));
-        command
-            .args(["why", id])
-            .env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
-        let said = deadline::run(&mut command, LIMIT);
-        if said.status.success() && said.stdout.contains(code) {
-            return said.stdout;
-        }
-        assert!(
-            std::time::Instant::now() < until,
-            "no record {code} of {id}: {said}"
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let mut command = Command::new(place::built("holdfast"));
+    command
+        .args(["why", id])
+        .env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
+    let mut last = None;
+    let told = deadline::within(LIMIT, || {
+        let said = last.insert(deadline::run(&mut command, LIMIT));
+        (said.status.success() && said.stdout.contains(code)).then(|| said.stdout.clone())
+    });
+    told.unwrap_or_else(|| panic!("no record {code} of {id}: {}", last.unwrap()))
 }
 
 /// The latest record of `id` with `code`, as JSON.

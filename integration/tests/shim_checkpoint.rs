@@ -9,9 +9,10 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message as _, MessageField};
 use containerd_shim_protos::shim::oci::CheckpointOptions;
+use holdfast_integration::deadline;
 use holdfast_integration::lone::{Faulty, Lone};
 use holdfast_integration::runtime::{Kind, Runtime};
-use holdfast_integration::scratch::text;
+use holdfast_integration::scratch::{LIMIT, text};
 use holdfast_integration::shim::{Refused, Shim, runc_options};
 use holdfast_integration::skip;
 use nix::sys::signal::{Signal, kill};
@@ -94,13 +95,10 @@ fn command_of(pid: u32) -> String {
 /// The double lets it go on, and it becomes what it was.
 #[track_caller]
 fn assert_runs(pid: u32) {
-    for _ in 0..1500 {
-        if command_of(pid) == "/bin/sleep 600 " {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    panic!("process {pid} is {:?}", command_of(pid));
+    let runs = deadline::within(LIMIT, || {
+        (command_of(pid) == "/bin/sleep 600 ").then_some(())
+    });
+    assert!(runs.is_some(), "process {pid} is {:?}", command_of(pid));
 }
 
 #[test]
@@ -174,13 +172,9 @@ fn crash(shim: &Shim) {
     let pid = Pid::from_raw(shim.pid(""));
     let before = images_of(pid);
     kill(pid, Signal::SIGSEGV).unwrap();
-    for _ in 0..1500 {
-        if images_of(pid) != before {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    panic!("the shim has not executed itself again");
+    deadline::eventually("the shim executes itself again", LIMIT, || {
+        (images_of(pid) != before).then_some(())
+    });
 }
 
 /// Of an image of the shim: every execve(2) has its own random bytes, and moves the stack.
@@ -271,9 +265,9 @@ fn a_restored_container_outlives_crashes_of_the_shim() {
     pod.create_from_images(None).unwrap();
     let pid = std::thread::scope(|scope| {
         let starting = scope.spawn(|| Shim::dial(&pod.lone.address).start("box", ""));
-        while !pod.criu.path().join("at-work").exists() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        deadline::eventually("criu is at work", LIMIT, || {
+            pod.criu.path().join("at-work").exists().then_some(())
+        });
         crash(shim);
         fs::remove_file(pod.criu.path().join("slow")).unwrap();
         starting.join().unwrap().unwrap()

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::deadline::eventually;
-use holdfast_integration::leaks::is_alive;
+use holdfast_integration::leaks::{self, is_alive};
 use holdfast_integration::place::unique;
 use holdfast_integration::shim::Shim;
 use holdfast_integration::{on_containerds, skip};
@@ -210,10 +210,7 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         self.thaw();
-        let until = Instant::now() + LIMIT;
-        while self.0.exists() && fs::remove_dir(&self.0).is_err() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        leaks::remove_busy_folder(&self.0, LIMIT);
     }
 }
 

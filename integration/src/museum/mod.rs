@@ -30,6 +30,8 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::deadline::within;
+
 pub use stage::{Side, Stage};
 pub use table::print;
 
@@ -206,20 +208,6 @@ impl Exhibit {
         let _ = visitor.join();
         drop(stage);
         outcome
-    }
-}
-
-/// Asks again and again until there is an answer; `None` when there is none within `limit`.
-fn within<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let until = Instant::now() + limit;
-    loop {
-        if let Some(answer) = ask() {
-            return Some(answer);
-        }
-        if Instant::now() >= until {
-            return None;
-        }
-        thread::sleep(Duration::from_millis(20));
     }
 }
 
