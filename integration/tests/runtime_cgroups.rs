@@ -1,12 +1,13 @@
 //! cgroups: where the container is put, its limits, devices, freezer, and that they are removed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use holdfast_integration::bundle::Bundle;
-use holdfast_integration::on_runtimes;
 use holdfast_integration::runtime::Kind;
 use holdfast_integration::scratch::Scratch;
+use holdfast_integration::{on_runtimes, skip};
 use serde_json::json;
 
 on_runtimes! {
@@ -21,6 +22,10 @@ on_runtimes! {
     parents_of_somebody_else_stay_as_they_are: holdfast runc;
     delete_by_force_ends_every_process_of_the_cgroup: holdfast runc crun;
     exec_into_a_container_that_divided_its_cgroup: holdfast runc crun;
+    // runc switches on all there are.
+    only_controllers_that_are_needed_are_switched_on: holdfast;
+    exec_below_in_some_hierarchies: holdfast runc;
+    exec_below_with_one_hierarchy: holdfast runc;
     // runc 1.1.5 does it with the systemd driver only.
     a_user_namespace_owns_its_cgroup_when_it_can_write_it: holdfast;
 }
@@ -359,4 +364,115 @@ fn parents_of_somebody_else_stay_as_they_are(scratch: &Scratch) {
         std::fs::remove_dir(folder).unwrap();
         std::fs::remove_dir(folder.parent().unwrap()).unwrap();
     }
+}
+
+/// v2: what limits and statistics need, in directories of our own; what an update needs later.
+fn only_controllers_that_are_needed_are_switched_on(scratch: &Scratch) {
+    if is_v1("pids") {
+        return skip(
+            "only_controllers_that_are_needed",
+            "this machine has cgroup v1",
+        );
+    }
+    let bundle = scratch.bundle("box").args(&["sleep", "600"]).with(|spec| {
+        spec["linux"]["resources"] = json!({"pids": {"limit": 50}});
+    });
+    scratch.start(&bundle);
+    let own = cgroup(&bundle, "");
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap();
+    let on = || read(own.join("cgroup.controllers")).trim().to_owned();
+    assert_eq!(on(), "io memory pids");
+    assert_eq!(read(own.join("pids.max")).trim(), "50");
+    scratch.call(&["update", "--cpu-share", "512", "box"]).ok();
+    assert_eq!(on(), "cpu io memory pids");
+    assert_ne!(read(own.join("cpu.weight")).trim(), "100");
+    assert_eq!(read(own.join("pids.max")).trim(), "50");
+    scratch.end(&bundle);
+}
+
+/// Where an exec with these options is, as `/proc/PID/cgroup` tells.
+fn place_of_exec(scratch: &Scratch, options: &[&str]) -> BTreeMap<String, String> {
+    let mut words = vec!["exec"];
+    words.extend(options.iter().flat_map(|option| ["--cgroup", option]));
+    words.extend(["box", "cat", "/proc/self/cgroup"]);
+    let said = scratch.call(&words);
+    let line = |line: &str| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let mut part = || parts.next().unwrap().to_owned();
+        (part(), part())
+    };
+    said.ok().lines().map(line).collect()
+}
+
+/// `exec --cgroup CONTROLLER:PATH`, which only the old hierarchies have.
+fn exec_below_in_some_hierarchies(scratch: &Scratch) {
+    if !is_v1("pids") {
+        return skip(
+            "exec_below_in_some_hierarchies",
+            "this machine has no cgroup v1",
+        );
+    }
+    let bundle = scratch.bundle("box").args(&["sleep", "600"]);
+    scratch.start(&bundle);
+    let own = format!("/{}/box", scratch.cgroup);
+    for (controller, name) in [("pids", "sub"), ("freezer", "sub"), ("freezer", "other")] {
+        fs::create_dir(cgroup(&bundle, controller).join(name)).unwrap();
+    }
+    let plain = place_of_exec(scratch, &[]);
+    assert_eq!(plain["pids"], own);
+    let differences = |options: &[&str]| {
+        let mut found = place_of_exec(scratch, options);
+        found.retain(|hierarchy, place| plain[hierarchy] != *place);
+        found.into_iter().collect::<Vec<_>>()
+    };
+    let of = |controller: &str, below: &str| (controller.to_owned(), format!("{own}/{below}"));
+    assert_eq!(differences(&["pids:/sub"]), [of("pids", "sub")]);
+    let both = [of("freezer", "sub"), of("pids", "sub")];
+    assert_eq!(differences(&["pids,freezer:sub"]), both);
+    let apart = [of("freezer", "other"), of("pids", "sub")];
+    assert_eq!(differences(&["freezer:other", "pids:sub"]), apart);
+    assert_eq!(differences(&["/"]), []);
+    assert_eq!(differences(&["pids:/"]), []);
+
+    for (options, why) in [
+        (
+            &["pids:sub", "sub"][..],
+            "CONTROLLER|missing <controller>: prefix",
+        ),
+        (&["pids:a:b"], "pids:a:b"),
+        (&["nothing:/sub"], "unknown controller"),
+        (&["pids:/../x"], "..|is not a sub cgroup path"),
+        (&["pids:/missing"], "missing"),
+        // In some hierarchies only: in the others it would be outside of its limits.
+        (&["/sub"], "box/sub"),
+    ] {
+        let mut words = vec!["exec"];
+        words.extend(options.iter().flat_map(|option| ["--cgroup", option]));
+        words.extend(["box", "true"]);
+        let said = scratch.call(&words);
+        assert_eq!(said.code(), 255, "{options:?}: {said}");
+        let named = why.split('|').any(|why| said.stderr.contains(why));
+        assert!(named, "{options:?}: {said}");
+    }
+    scratch.end(&bundle);
+}
+
+/// On v2 there is nothing to choose between.
+fn exec_below_with_one_hierarchy(scratch: &Scratch) {
+    if is_v1("pids") {
+        return skip(
+            "exec_below_with_one_hierarchy",
+            "this machine has cgroup v1",
+        );
+    }
+    let bundle = scratch.bundle("box").args(&["sleep", "600"]);
+    scratch.start(&bundle);
+    let sub = cgroup(&bundle, "").join("sub");
+    fs::create_dir(&sub).unwrap();
+    let said = scratch.call(&["exec", "--cgroup", "pids:/sub", "box", "true"]);
+    assert_eq!(said.code(), 255, "{said}");
+    assert!(said.stderr.contains("unknown controller"), "{said}");
+    let place = place_of_exec(scratch, &["/sub"]);
+    assert!(place[""].ends_with("/sub"), "{place:?}");
+    scratch.end(&bundle);
 }

@@ -1,14 +1,18 @@
 //! What processes of a container inherit beside descriptors: session keyring and personality, in
 //! init and in exec.
 
+use std::process::Stdio;
+
 use holdfast_integration::bundle::Bundle;
-use holdfast_integration::deadline::eventually;
-use holdfast_integration::scratch::{LIMIT, Scratch};
+use holdfast_integration::deadline::{self, eventually};
+use holdfast_integration::scratch::{LIMIT, Scratch, text};
 use holdfast_integration::{on_runtimes, place, skip};
 use serde_json::json;
 
 on_runtimes! {
     init_and_exec_share_a_session_keyring: holdfast runc;
+    // runc's keyring is called by the id alone: its two containers share one.
+    containers_of_one_id_share_no_keyring: holdfast;
     the_callers_keyring_is_kept_when_asked: holdfast runc;
     a_personality_is_everybodys: holdfast;
 }
@@ -34,7 +38,7 @@ fn init_and_exec_share_a_session_keyring(scratch: &Scratch) {
     // A second one of the same name would be listed, too.
     let serials = |keys: &str| -> Vec<String> {
         keys.lines()
-            .filter(|line| line.contains(&format!("_ses.{}:", bundle.id)))
+            .filter(|line| line.contains(&format!("_ses.{}", bundle.id)))
             .filter_map(|line| line.split(' ').next().map(str::to_owned))
             .collect()
     };
@@ -47,6 +51,46 @@ fn init_and_exec_share_a_session_keyring(scratch: &Scratch) {
     scratch.end(&bundle);
 }
 
+/// Two runtime roots, as two containerd namespaces have: the same id is another container, and its keys are not ours.
+fn containers_of_one_id_share_no_keyring(scratch: &Scratch) {
+    let Some(bundle) = bundle(scratch) else {
+        return;
+    };
+    let other = bundle.clone().with(|spec| {
+        let path = format!("{}-other", spec["linux"]["cgroupsPath"].as_str().unwrap());
+        spec["linux"]["cgroupsPath"] = json!(path);
+    });
+    let roots = [scratch.root(), scratch.path("other-state")];
+    std::fs::create_dir(&roots[1]).unwrap();
+    for (root, bundle) in roots.iter().zip([&bundle, &other]) {
+        bundle.write();
+        let words = [
+            "run",
+            "--detach",
+            "--bundle",
+            &text(&bundle.path),
+            &bundle.id,
+        ];
+        let mut command = scratch.command_at(root, &words);
+        let status = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+    // Root sees the keyrings of all of its containers.
+    let words = ["exec", &bundle.id, "cat", "/proc/keys"];
+    let said = deadline::run(&mut scratch.command_at(&roots[0], &words), LIMIT);
+    let own = format!("_ses.{}", bundle.id);
+    let keys = said.ok().lines().filter(|line| line.contains(&own)).count();
+    for root in &roots {
+        let words = ["delete", "--force", &bundle.id];
+        deadline::run(&mut scratch.command_at(root, &words), LIMIT).ok();
+    }
+    assert_eq!(keys, 2, "{said}");
+}
+
 fn the_callers_keyring_is_kept_when_asked(scratch: &Scratch) {
     let Some(bundle) = bundle(scratch) else {
         return;
@@ -57,7 +101,7 @@ fn the_callers_keyring_is_kept_when_asked(scratch: &Scratch) {
     scratch.call(&["start", &bundle.id]).ok();
     let exec = scratch.exec(&bundle, &["cat", "/proc/keys"]);
     assert!(
-        !exec.ok().contains(&format!("_ses.{}:", bundle.id)),
+        !exec.ok().contains(&format!("_ses.{}", bundle.id)),
         "{exec}"
     );
     assert!(pid.is_some());

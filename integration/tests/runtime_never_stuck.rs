@@ -4,12 +4,14 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_integration::deadline::{self, Finished};
 use holdfast_integration::scratch::{LIMIT, Scratch, text};
-use holdfast_integration::{killer, on_runtimes};
+use holdfast_integration::user::User;
+use holdfast_integration::{killer, on_runtimes, skip};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
@@ -30,6 +32,8 @@ on_runtimes! {
     an_init_that_is_stopped_at_start: holdfast;
     an_exec_into_a_frozen_container: holdfast;
     a_console_socket_that_nobody_accepts: holdfast;
+    a_seccomp_agent_that_does_not_accept: holdfast;
+    a_helper_for_id_maps_that_hangs: holdfast;
     a_pid_file_that_is_a_fifo: holdfast;
     a_log_that_is_a_fifo: holdfast;
     documents_that_do_not_arrive: holdfast;
@@ -243,23 +247,28 @@ fn an_exec_into_a_frozen_container(scratch: &Scratch) {
     scratch.end(&bundle);
 }
 
-fn a_console_socket_that_nobody_accepts(scratch: &Scratch) {
-    let place = scratch.path("console");
+/// A socket that listens, whose queue is full, and from which nobody takes.
+fn full_socket(place: &Path) -> Vec<OwnedFd> {
     let new =
         |flags| -> OwnedFd { socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap() };
     let listener = new(SockFlag::SOCK_CLOEXEC);
-    let address = UnixAddr::new(&place).unwrap();
+    let address = UnixAddr::new(place).unwrap();
     bind(listener.as_raw_fd(), &address).unwrap();
     listen(&listener, Backlog::new(0).unwrap()).unwrap();
-    let mut waiting = Vec::new();
+    let mut held = vec![listener];
     loop {
         let client = new(SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC);
         let full = connect(client.as_raw_fd(), &address).is_err();
-        waiting.push(client);
+        held.push(client);
         if full {
-            break;
+            return held;
         }
     }
+}
+
+fn a_console_socket_that_nobody_accepts(scratch: &Scratch) {
+    let place = scratch.path("console");
+    let _full = full_socket(&place);
     let bundle = scratch
         .bundle("box")
         .with(|spec| spec["process"]["terminal"] = json!(true));
@@ -276,6 +285,69 @@ fn a_console_socket_that_nobody_accepts(scratch: &Scratch) {
     assert_eq!(created.code(), 1, "{created}");
     assert!(created.stderr.contains(&text(&place)), "{created}");
     assert!(created.stderr.contains("timed out"), "{created}");
+    scratch.assert_nothing_left();
+}
+
+/// The agent's socket listens, its queue is full and nobody takes from it.
+fn a_seccomp_agent_that_does_not_accept(scratch: &Scratch) {
+    let path = scratch.path("agent");
+    let full = full_socket(&path);
+    let bundle = scratch.bundle("agent").docker_seccomp().with(|spec| {
+        let profile = &mut spec["linux"]["seccomp"];
+        profile["listenerPath"] = json!(text(&path));
+        let rule = json!({"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"});
+        profile["syscalls"].as_array_mut().unwrap().insert(0, rule);
+    });
+    bundle.write();
+    let words = ["create", "--bundle", &text(&bundle.path), "agent"];
+    let gave_up = hurried(scratch, "SOCKET", &words);
+    let said = gave_up.failed();
+    assert!(said.contains("hand the seccomp listener over"), "{gave_up}");
+    assert!(said.contains(&text(&path)), "{gave_up}");
+    drop(full);
+    scratch.assert_nothing_left();
+}
+
+/// newuidmap asks a directory service that does not answer.
+fn a_helper_for_id_maps_that_hangs(scratch: &Scratch) {
+    let user = match User::new(&scratch.path("")) {
+        Ok(user) => user,
+        Err(why) => return skip("a_helper_for_id_maps_that_hangs", &why),
+    };
+    let helper = scratch.path("helpers/newuidmap");
+    fs::create_dir(helper.parent().unwrap()).unwrap();
+    fs::write(&helper, "#!/bin/sh\nexec sleep 600\n").unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let bundle = scratch
+        .bundle("box")
+        .without_namespace("network")
+        .namespace("user", None)
+        .with(|spec| {
+            let map = json!([{"containerID": 0, "hostID": user.uid, "size": 1},
+                             {"containerID": 1, "hostID": user.subordinate.0, "size": 9}]);
+            spec["linux"]["uidMappings"] = map.clone();
+            spec["linux"]["gidMappings"] = map;
+            spec["linux"].as_object_mut().unwrap().remove("cgroupsPath");
+            spec["linux"].as_object_mut().unwrap().remove("resources");
+        });
+    bundle.write();
+    user.own(&bundle.path);
+    let mut inner = scratch.runtime.command();
+    inner.args(["run", "--bundle", &text(&bundle.path), "box"]);
+    inner.env("HOLDFAST_TEST_FOLDER", scratch.path(""));
+    inner.env("HOLDFAST_LEDGER_DIR", user.runtime_dir.join("ledger"));
+    inner.env("HOLDFAST_DEADLINE_IDMAP", "1s");
+    let path = format!("{}:/usr/bin:/bin", text(helper.parent().unwrap()));
+    let gave_up = deadline::run(user.command(&inner).env("PATH", path), LIMIT);
+    assert_gave_up(&gave_up, "create: waiting for newuidmap");
+    assert!(gave_up.stderr.contains("command sleep"), "{gave_up}");
+    // The helper, the container's process and its record are gone: `with` looks for processes.
+    let left = fs::read_dir(user.runtime_dir.join("holdfast")).unwrap();
+    let left: Vec<_> = left
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| !name.to_string_lossy().starts_with('.'))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
     scratch.assert_nothing_left();
 }
 

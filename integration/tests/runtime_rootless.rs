@@ -1,13 +1,15 @@
 //! The runtime in the hands of an ordinary user.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use holdfast_integration::bundle::Bundle;
 use holdfast_integration::deadline::{self, Finished};
+use holdfast_integration::runtime::Kind;
 use holdfast_integration::scratch::{LIMIT, Scratch, text};
 use holdfast_integration::user::User;
-use holdfast_integration::{on_runtimes, skip};
+use holdfast_integration::{on_runtimes, place, skip};
 use serde_json::json;
 
 on_runtimes! {
@@ -22,6 +24,8 @@ on_runtimes! {
     helpers_that_are_missing: holdfast;
     groups_that_cannot_be_set: holdfast runc;
     a_terminal: holdfast;
+    a_scope_of_the_user_s_own_systemd: holdfast runc;
+    no_systemd_of_the_user_s_own: holdfast;
 }
 
 /// The user, or the reason why there is none.
@@ -374,4 +378,165 @@ fn a_terminal(scratch: &Scratch) {
         .with(|spec| spec["process"]["terminal"] = json!(true));
     let ran = run(scratch, &user, &bundle);
     assert_eq!(ran.ok().trim_end(), "/dev/pts/0", "{ran}");
+}
+
+/// The user's own systemd, which runs until this is dropped.
+struct Session<'a> {
+    user: &'a User,
+}
+
+impl<'a> Session<'a> {
+    /// Starts it, where one can be had.
+    fn begin(user: &'a mut User) -> Result<Self, String> {
+        let unified = fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap();
+        if !fs::exists("/run/systemd/system").unwrap() || !unified {
+            return Err("no systemd with pure cgroup v2 runs here".into());
+        }
+        user.runtime_dir = format!("/run/user/{}", user.uid).into();
+        let this = Self { user };
+        let unit = format!("user@{}.service", this.user.uid);
+        let begun = deadline::run(Command::new("systemctl").args(["start", &unit]), LIMIT);
+        if begun.status.success() {
+            Ok(this)
+        } else {
+            Err(format!("user@{}.service: {}", this.user.uid, begun.stderr))
+        }
+    }
+
+    /// `systemctl --user`
+    fn call(&self, words: &[&str]) -> Finished {
+        let mut command = Command::new("systemctl");
+        command.arg("--user").args(words);
+        deadline::run(&mut self.user.command(&command), LIMIT)
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        // Also its XDG_RUNTIME_DIR. It gives its units the usual 90 s to end if a failed test has left some.
+        let unit = format!("user@{}.service", self.user.uid);
+        let ended = Command::new("systemctl")
+            .args(["kill", "--signal=KILL", &unit])
+            .status();
+        let stopped = Command::new("systemctl").args(["stop", &unit]).status();
+        if !std::thread::panicking() {
+            assert!(ended.unwrap().success() && stopped.unwrap().success());
+        }
+    }
+}
+
+/// The systemd driver in the hands of an ordinary user: the scope belongs to the user's own instance, which was given
+/// controllers, and limits hold. The test itself comes from a service of the system, as somebody from another session
+/// does.
+fn a_scope_of_the_user_s_own_systemd(scratch: &Scratch) {
+    let Some(mut user) = user(scratch, "a_scope_of_the_user_s_own_systemd") else {
+        return;
+    };
+    let uid = user.uid;
+    let session = match Session::begin(&mut user) {
+        Ok(session) => session,
+        Err(why) => return skip("a_scope_of_the_user_s_own_systemd", &why),
+    };
+    let user = session.user;
+    let unique = place::unique("holdfast-test");
+    let unit = format!("{unique}-own.scope");
+    let bundle = bundle(scratch, user).args(&["sleep", "600"]).with(|spec| {
+        spec["linux"]["cgroupsPath"] = json!(format!(":{unique}:own"));
+        spec["linux"]["resources"] = json!({
+            "memory": {"limit": 64 << 20},
+            "pids": {"limit": 50},
+            "devices": [{"allow": false, "access": "rwm"}],
+        });
+    });
+    bundle.write();
+    let systemd = |words: &[&str]| {
+        let mut all = vec!["--systemd-cgroup"];
+        all.extend(words);
+        command(scratch, user, &all)
+    };
+    let pid_of = |words: &[&str]| {
+        let file = user.runtime_dir.join("pid");
+        let mut all = vec![words[0], "--pid-file", file.to_str().unwrap()];
+        all.extend(&words[1..]);
+        let status = systemd(&all)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(scratch.path("err")).unwrap())
+            .status()
+            .unwrap();
+        let said = fs::read_to_string(scratch.path("err")).unwrap();
+        assert!(status.success(), "{words:?}: {said}");
+        fs::read_to_string(&file).unwrap().parse::<i32>().unwrap()
+    };
+    let init = pid_of(&["create", "--bundle", &text(&bundle.path), "box"]);
+    let below = format!("/user.slice/user-{uid}.slice/user@{uid}.service/user.slice/{unit}");
+    let dir = format!("/sys/fs/cgroup{below}");
+    let limit = |file: &str| {
+        fs::read_to_string(format!("{dir}/{file}"))
+            .unwrap_or_else(|error| panic!("{dir}/{file}: {error}"))
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(limit("memory.max"), (64 << 20).to_string());
+    assert_eq!(limit("pids.max"), "50");
+    let shown = session.call(&["show", &unit, "-p", "ActiveState,Delegate,TasksMax"]);
+    for line in ["ActiveState=active", "Delegate=yes", "TasksMax=50"] {
+        assert!(shown.ok().lines().any(|l| l == line), "{line}: {shown}");
+    }
+    deadline::run(&mut systemd(&["start", "box"]), LIMIT).ok();
+
+    let place_of = |pid: i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        text.trim().trim_start_matches("0::").to_owned()
+    };
+    assert_eq!(place_of(init), below);
+    let exec = pid_of(&["exec", "--detach", "box", "sleep", "600"]);
+    // runc lets it stay where its caller is, and says nothing.
+    if scratch.runtime.kind == Kind::Holdfast {
+        assert_eq!(place_of(exec), below);
+    }
+
+    let resources = scratch.path("resources.json");
+    fs::write(&resources, json!({"pids": {"limit": 70}}).to_string()).unwrap();
+    fs::set_permissions(&resources, fs::Permissions::from_mode(0o644)).unwrap();
+    let words = ["update", "--resources", &text(&resources), "box"];
+    deadline::run(&mut systemd(&words), LIMIT).ok();
+    session.call(&["daemon-reload"]).ok();
+    assert_eq!(limit("pids.max"), "70");
+
+    deadline::run(&mut systemd(&["kill", "box", "KILL"]), LIMIT).ok();
+    // Its pid namespace ends with the last process in it that is reaped.
+    scratch.exit_of(exec);
+    scratch.exit_of(init);
+    deadline::run(&mut systemd(&["delete", "box"]), LIMIT).ok();
+    assert!(!fs::exists(&dir).unwrap());
+    let shown = session.call(&["show", &unit, "-p", "LoadState"]);
+    assert_eq!(shown.ok().trim(), "LoadState=not-found");
+    assert_nothing_left(user);
+}
+
+/// The driver without one: the error says where it was looked for.
+fn no_systemd_of_the_user_s_own(scratch: &Scratch) {
+    let Some(user) = user(scratch, "no_systemd_of_the_user_s_own") else {
+        return;
+    };
+    let bundle = bundle(scratch, &user).args(&["true"]);
+    bundle.write();
+    let words = [
+        "--systemd-cgroup",
+        "run",
+        "--bundle",
+        &text(&bundle.path),
+        "box",
+    ];
+    let ran = call(scratch, &user, &words);
+    let said = ran.failed();
+    if fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap() {
+        let bus = user.runtime_dir.join("bus");
+        assert!(said.contains(bus.to_str().unwrap()), "{ran}");
+        assert!(said.contains("systemctl --user"), "{ran}");
+    } else {
+        assert!(said.contains("needs root on cgroup v1"), "{ran}");
+    }
+    assert_nothing_left(&user);
 }

@@ -36,7 +36,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    fn new(hierarchy: &Hierarchy, path: PathBuf) -> Self {
+    pub(crate) fn new(hierarchy: &Hierarchy, path: PathBuf) -> Self {
         Self {
             hierarchy: hierarchy.clone(),
             dir: Dir::at(path),
@@ -91,7 +91,7 @@ impl Cgroup {
     /// Makes the directories of a new container.
     ///
     /// v1: one in every hierarchy, named ones too; `cpuset.cpus` and `.mems` are inherited where they are empty.
-    /// Pure v2: the controllers that `resources` needs, and those that count for the statistics (cpu, io, memory, pids),
+    /// Pure v2: the controllers that `resources` needs, and those that count for the statistics (io, memory, pids),
     /// are switched on in the ancestors that lack them, one write each; an ancestor is touched only when something is
     /// missing below it. A limit whose controller cannot be switched on fails later, in [`Self::apply`], by name.
     ///

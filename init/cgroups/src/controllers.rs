@@ -10,8 +10,10 @@ use oci_spec::runtime::LinuxResources;
 use crate::dir::Dir;
 use crate::error::{Error, Hint, Result};
 
-/// Needed for the statistics of every container, limits or not.
-const ACCOUNTING: [&str; 4] = ["cpu", "io", "memory", "pids"];
+/// Needed for every container, limits or not: what its memory, its processes and its input and output were is answered by
+/// `events` and by the shim, and `memory.events` is the evidence of a death for want of memory. Not `cpu`: the time used is
+/// in `cpu.stat` without it, and switched on it makes the scheduler weigh one level more (cgroup-v2.rst, "CPU").
+const ACCOUNTING: [&str; 3] = ["io", "memory", "pids"];
 
 /// The controllers without which a limit of `resources` cannot be set.
 fn needed(resources: &LinuxResources) -> BTreeSet<String> {
@@ -93,6 +95,19 @@ fn needed(resources: &LinuxResources) -> BTreeSet<String> {
     needed
 }
 
+/// As [`enable`], for limits that come later: what was not needed before may be needed now.
+pub(crate) fn enable_more(
+    leaf: &Dir,
+    mount_point: &Path,
+    resources: &LinuxResources,
+) -> Result<()> {
+    let explicit = needed(resources);
+    if explicit.is_empty() {
+        return Ok(());
+    }
+    switch_on(leaf, mount_point, &explicit, explicit.clone())
+}
+
 /// Makes the controllers of [`needed`] and [`ACCOUNTING`] available in `leaf`.
 ///
 /// Costs one read where the parent has handed everything on already (kubelet's cgroups). Else it climbs until an
@@ -105,6 +120,16 @@ pub(crate) fn enable(
     let explicit = resources.map(needed).unwrap_or_default();
     let mut missing: BTreeSet<String> = ACCOUNTING.iter().map(|&c| c.to_owned()).collect();
     missing.extend(explicit.iter().cloned());
+    switch_on(leaf, mount_point, &explicit, missing)
+}
+
+/// Of the `missing` ones, `explicit` must be had; the others are left out where they cannot be.
+fn switch_on(
+    leaf: &Dir,
+    mount_point: &Path,
+    explicit: &BTreeSet<String>,
+    mut missing: BTreeSet<String>,
+) -> Result<()> {
     remove_available(leaf, &mut missing);
     // The ancestors to write to, from the leaf's parent upwards, each with what its children lack.
     let mut writes: Vec<(Dir, BTreeSet<String>)> = Vec::new();
@@ -134,7 +159,7 @@ pub(crate) fn enable(
         };
         // Statistics alone are no reason to refuse a container: try again with what the limits need.
         let must: Vec<String> = wanted
-            .intersection(&explicit)
+            .intersection(explicit)
             .filter(|controller| !missing.contains(*controller))
             .map(|controller| format!("+{controller}"))
             .collect();
@@ -212,7 +237,7 @@ mod tests {
 
     #[test]
     fn nothing_is_written_where_the_leaf_has_everything() {
-        let (root, [_, a, b]) = tree(["", "", "cpu io memory pids"]);
+        let (root, [_, a, b]) = tree(["", "", "io memory pids"]);
         enable(&Dir::at(b), root.path(), None).unwrap();
         assert_eq!(written(root.path()), "");
         assert_eq!(written(&a), "");
@@ -231,7 +256,7 @@ mod tests {
             "",
             "the root hands on all that accounting needs already"
         );
-        assert_eq!(written(&a), "+cpu +io +memory");
+        assert_eq!(written(&a), "+io +memory", "nobody asked for cpu");
     }
 
     #[test]

@@ -52,6 +52,14 @@ pub enum Error {
         /// The path of the specification.
         path: String,
     },
+    /// A process was asked into a hierarchy that is not there, or that is that of all controllers (v2).
+    #[error(
+        "cgroup: unknown controller {controller:?}: the container's cgroup is in no hierarchy of that controller alone (cgroup v2 has one for all: leave the controller away)"
+    )]
+    NoHierarchy {
+        /// As asked for.
+        controller: String,
+    },
     /// `linux.cgroupsPath` (or a path made of the container's id) is not usable.
     #[error("cgroup: path {path:?} {why}")]
     BadPath {
@@ -168,6 +176,7 @@ impl Error {
                 source.raw_os_error()
             }
             Self::NotMounted { .. }
+            | Self::NoHierarchy { .. }
             | Self::SystemdPath { .. }
             | Self::BadPath { .. }
             | Self::Invalid { .. }

@@ -17,6 +17,7 @@
 //! # Ok(()) }
 //! ```
 
+mod below;
 mod cgroup;
 mod controllers;
 mod delegate;
@@ -36,6 +37,7 @@ mod stats;
 mod sys;
 pub mod systemd;
 
+pub use below::Below;
 pub use cgroup::{Cgroup, SavedCgroup, SavedPlace, join};
 pub use devices::default_device_rules;
 pub use entrance::Entrance;

@@ -89,7 +89,7 @@ impl CgroupPath {
 }
 
 /// Checks a path and takes `/` and `.` components away.
-fn clean(path: &Path) -> Result<PathBuf> {
+pub(crate) fn clean(path: &Path) -> Result<PathBuf> {
     let bad = |why| Error::BadPath {
         path: path.to_string_lossy().into_owned(),
         why,

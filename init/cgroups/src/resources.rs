@@ -10,6 +10,7 @@ use std::io;
 use oci_spec::runtime::LinuxResources;
 
 use crate::cgroup::Cgroup;
+use crate::controllers;
 use crate::devices;
 use crate::dir::Dir;
 use crate::ebpf;
@@ -47,6 +48,12 @@ impl Cgroup {
             }
             v1::apply(self, resources, when)
         } else if let Some(node) = self.unified() {
+            match when {
+                When::Create => {}
+                When::Update => {
+                    controllers::enable_more(&node.dir, &node.hierarchy.mount_point, resources)?;
+                }
+            }
             if let Some(rules) = rules {
                 ebpf::apply(&node.dir, &rules, when)?;
             }

@@ -8,11 +8,24 @@ use linux_raw_sys::general as k;
 use crate::fault::{Done, Fault};
 use crate::root::{PathBuffer, Root, release};
 use crate::steps::State;
-use crate::sys::{self, EINVAL, ENOENT, ENOTDIR, Errno};
+use crate::sys::{self, EBUSY, EINVAL, ENOENT, ENOTDIR, Errno};
 
 const MS_SHARED: u64 = k::MS_SHARED as u64;
 pub(crate) const MS_PRIVATE: u64 = k::MS_PRIVATE as u64;
 const MS_REC: u64 = k::MS_REC as u64;
+
+/// Flags of mount(2) as attributes of fsmount(2): those that a mount of cgroups has.
+fn attributes(flags: u64) -> u32 {
+    [
+        (k::MS_RDONLY, k::MOUNT_ATTR_RDONLY),
+        (k::MS_NOSUID, k::MOUNT_ATTR_NOSUID),
+        (k::MS_NODEV, k::MOUNT_ATTR_NODEV),
+        (k::MS_NOEXEC, k::MOUNT_ATTR_NOEXEC),
+    ]
+    .iter()
+    .filter(|(flag, _)| flags & u64::from(*flag) != 0)
+    .fold(0, |all, (_, attribute)| all | attribute)
+}
 
 /// Where the kernel's own file systems are, as most paths that are covered are below them.
 const KERNEL_PLACES: [&CStr; 2] = [c"/proc", c"/sys"];
@@ -82,8 +95,20 @@ impl State {
         let dir = root.target(target, TargetKind::Directory, nofollow)?;
         // mount(2) takes a path; "." of a directory we hold cannot be swapped.
         sys::fchdir(dir).map_err(|errno| Fault::on(b"fchdir", target.to_bytes(), errno))?;
-        sys::mount(Some(source), c".", Some(fstype), flags, Some(data))
-            .map_err(|errno| Fault::on(b"mount", target.to_bytes(), errno))?;
+        match sys::mount(Some(source), c".", Some(fstype), flags, Some(data)) {
+            // The host's /sys came with its cgroups: mount(2) refuses what is of the same file system as what it would
+            // cover, however different its root (the container's cgroup namespace) is. move_mount(2) does not ask.
+            Err(Errno(EBUSY)) if fstype == c"cgroup2" => {
+                let fault =
+                    |call: &'static [u8]| move |errno| Fault::on(call, target.to_bytes(), errno);
+                let context = sys::fsopen(fstype).map_err(fault(b"fsopen"))?;
+                let tree = sys::fsmount(context, attributes(flags)).map_err(fault(b"fsmount"))?;
+                sys::move_mount(tree, dir).map_err(fault(b"move_mount"))?;
+                release(tree);
+                release(context);
+            }
+            mounted => mounted.map_err(|errno| Fault::on(b"mount", target.to_bytes(), errno))?,
+        }
         release(dir);
         self.kernel_mounted(target, None);
         let magic = KERNEL

@@ -9,7 +9,7 @@ use crate::fault::{Done, Fault};
 use crate::mounts::{MS_PRIVATE, set_propagation};
 use crate::root::release;
 use crate::steps::State;
-use crate::sys::{self, EEXIST, EPERM, Errno};
+use crate::sys::{self, EBUSY, EEXIST, EPERM, Errno};
 
 impl State {
     /// The directory and name of a node. Nearly all live directly in `/dev`, which is opened
@@ -33,7 +33,14 @@ impl State {
         let (dir, name) = self.node(path)?;
         match sys::mknodat(dir, name, mode, device) {
             Ok(()) => {}
-            Err(Errno(EEXIST)) => return Ok(()),
+            Err(Errno(EEXIST)) => match replace(dir, name, mode, device) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(errno) => {
+                    let step = b"replace what is not that device";
+                    return Err(Fault::on(step, path.to_bytes(), errno));
+                }
+            },
             // Root of a user namespace that somebody else made (podman as an ordinary user).
             Err(Errno(EPERM)) => return self.bind_host_device(path, device),
             Err(errno) => return Err(Fault::on(b"mknodat", path.to_bytes(), errno)),
@@ -89,5 +96,20 @@ impl State {
             Err(_) => release(root.mkdirs(path, mode)?),
         }
         Ok(())
+    }
+}
+
+/// Makes a node where something is already, unless that is it. What an image brings along under the name of a device
+/// (another device, a file that collects what is written to /dev/null) is not the device that was asked for.
+/// False when it stays: it is right, or the specification has mounted it there (`/dev/urandom` on `/dev/random`).
+fn replace(dir: i32, name: &CStr, mode: u32, device: u64) -> Result<bool, Errno> {
+    let found = sys::entry(dir, name)?;
+    if found.mode & k::S_IFMT == mode & k::S_IFMT && found.device == device {
+        return Ok(false);
+    }
+    match sys::unlinkat(dir, name) {
+        Ok(()) => sys::mknodat(dir, name, mode, device).map(|()| true),
+        Err(Errno(EBUSY)) => Ok(false),
+        Err(errno) => Err(errno),
     }
 }

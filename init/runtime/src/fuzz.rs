@@ -59,7 +59,7 @@ fn planned(input: &[u8]) -> Option<PlanImage> {
     let env = verb::environment::complete(process, None);
     let prepared = create::prepare(create::Inputs {
         bundle: &bundle,
-        id: "fuzz",
+        keyring: Some("_ses.fuzz"),
         namespaces: &namespaces,
         hierarchies: &Hierarchies::unified_at("/nowhere"),
         cgroup: None,
@@ -70,7 +70,6 @@ fn planned(input: &[u8]) -> Option<PlanImage> {
         console: process.terminal().unwrap_or(false).then(null).flatten(),
         preserve_fds: 0,
         no_pivot: false,
-        no_keyring: false,
     });
     prepared.ok().map(|prepared| prepared.image)
 }
@@ -90,10 +89,12 @@ pub fn process(input: &[u8]) {
     let prepared = exec::prepare(exec::Inputs {
         process: &process,
         env: &env,
+        attached_late: false,
+        set_groups: true,
         join: null().map(|pidfd| (pidfd, 0)),
         root: None,
         user_namespace: false,
-        keyring: Some("box"),
+        keyring: Some("_ses.box"),
         personality: None,
         memory_policy: None,
         filter: None,

@@ -75,6 +75,9 @@ pub struct Saved {
     /// It keeps the session keyring of whoever called `create` (`--no-new-keyring`).
     #[serde(default)]
     pub no_new_keyring: bool,
+    /// The name of its own session keyring; without it the name is runc's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyring: Option<String>,
     /// Namespaces that an exec process joins.
     pub namespaces: Vec<LinuxNamespaceType>,
     /// The container's own process: the template of `exec` without `--process`.
@@ -85,6 +88,16 @@ pub struct Saved {
     /// How the filter of `seccomp.bpf` is loaded; absent without a profile.
     #[serde(default)]
     pub seccomp: Option<SavedSeccomp>,
+}
+
+impl Saved {
+    /// The name of the session keyring, when the container has its own.
+    pub fn session_keyring(&self) -> Option<String> {
+        match &self.keyring {
+            Some(name) => Some(name.clone()),
+            None => (!self.no_new_keyring).then(|| format!("_ses.{}", self.id)),
+        }
+    }
 }
 
 /// The parts of `linux.seccomp` that an exec needs beside the program.

@@ -78,6 +78,12 @@ pub fn denies_groups(linux: &Linux) -> bool {
     !map.is_empty() && writer(Which::Gid, map, is_root) == Writer::Own
 }
 
+/// The same of a running process's user namespace (user_namespaces(7), "Defining user and group ID mappings").
+pub fn groups_are_denied(pid: i32) -> bool {
+    let path = format!("/proc/{pid}/setgroups");
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() == "deny")
+}
+
 /// Writes both maps of the user namespace of process `pid`, which waits for it.
 ///
 /// # Errors

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::wire::{Call, Encoder, FIXED, Kind, Message, length};
-use super::{Attempt, Error, Result};
+use super::{Attempt, Error, Instance, Result};
 use crate::sys;
 
 /// The name systemd has on the bus.
@@ -26,6 +26,8 @@ pub(super) struct Address {
     pub(super) socket: Socket,
     /// systemd itself listens, no bus is between: nobody has to be named, greeted or asked for signals.
     pub(super) direct: bool,
+    /// Whose systemd is behind it.
+    pub(super) instance: Instance,
 }
 
 /// The two kinds of names of a Unix socket.
@@ -38,20 +40,35 @@ pub(super) enum Socket {
 impl Address {
     /// The bus's usual place, then systemd's own socket: it still answers when the bus daemon is dead or hung.
     pub(super) fn usual() -> Vec<Self> {
+        Self::both(
+            "/run/dbus/system_bus_socket",
+            "/run/systemd/private",
+            Instance::System,
+        )
+    }
+
+    /// The same of a user, in his `XDG_RUNTIME_DIR`.
+    pub(super) fn usual_of_user(runtime_dir: &str) -> Vec<Self> {
+        Self::both(
+            &format!("{runtime_dir}/bus"),
+            &format!("{runtime_dir}/systemd/private"),
+            Instance::User,
+        )
+    }
+
+    fn both(bus: &str, private: &str, instance: Instance) -> Vec<Self> {
         let at = |path: &str, direct| Self {
             text: format!("unix:path={path}"),
             socket: Socket::Path(path.into()),
             direct,
+            instance,
         };
-        vec![
-            at("/run/dbus/system_bus_socket", false),
-            at("/run/systemd/private", true),
-        ]
+        vec![at(bus, false), at(private, true)]
     }
 
-    /// The addresses of `DBUS_SYSTEM_BUS_ADDRESS` (D-Bus specification, "Server Addresses"): `;` between them, other
+    /// The addresses of `DBUS_SYSTEM_BUS_ADDRESS` or `DBUS_SESSION_BUS_ADDRESS` (D-Bus specification, "Server Addresses"): `;` between them, other
     /// transports than Unix sockets left out.
-    pub(super) fn parse(text: &str) -> Vec<Self> {
+    pub(super) fn parse(text: &str, instance: Instance) -> Vec<Self> {
         let one = |text: &str| {
             let keys = text.strip_prefix("unix:")?;
             keys.split(',').find_map(|pair| {
@@ -65,6 +82,7 @@ impl Address {
                     text: text.to_owned(),
                     socket,
                     direct: false,
+                    instance,
                 })
             })
         };
@@ -135,7 +153,10 @@ impl Bus {
                 }
             }
         }
-        Err(Error::Unreachable { tried })
+        let instance = addresses
+            .first()
+            .map_or(Instance::System, |address| address.instance);
+        Err(Error::Unreachable { tried, instance })
     }
 
     fn open(address: &Address, unit: &str, deadline: Instant) -> Result<Self> {
@@ -165,7 +186,7 @@ impl Bus {
             removed: VecDeque::new(),
             matched: None,
         };
-        this.authenticate()?;
+        this.authenticate(address.instance)?;
         if !this.direct {
             this.greet()?;
         }
@@ -173,42 +194,64 @@ impl Bus {
     }
 
     /// EXTERNAL (D-Bus specification, "Authentication Protocol"): the socket's credentials speak for us.
-    fn authenticate(&mut self) -> Result<()> {
+    ///
+    /// BEGIN goes out at once, and no message before the OK: systemd's own socket (252) does not look again at a message
+    /// that it has read together with BEGIN, and never answers it.
+    fn authenticate(&mut self, instance: Instance) -> Result<()> {
         const STEP: &str = "authenticate";
-        use std::fmt::Write as _;
-        let mut line = String::from("\0AUTH EXTERNAL ");
-        for digit in sys::effective_uid().to_string().bytes() {
-            // Writing to a String cannot fail.
-            let _ = write!(line, "{digit:02x}");
+        match instance {
+            Instance::System => {
+                use std::fmt::Write as _;
+                let mut line = String::from("\0AUTH EXTERNAL ");
+                for digit in sys::effective_uid().to_string().bytes() {
+                    // Writing to a String cannot fail.
+                    let _ = write!(line, "{digit:02x}");
+                }
+                line.push_str("\r\nBEGIN\r\n");
+                self.write(STEP, line.as_bytes())?;
+            }
+            // In a user namespace (podman) our id is not the one that the bus sees: whoever names none is asked (DATA),
+            // and who then answers nothing is whom the socket says.
+            Instance::User => {
+                self.write(STEP, b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
+                let question = self.line(STEP)?;
+                if question != b"DATA\r\n" && question != b"DATA \r\n" {
+                    return refused(&question);
+                }
+            }
         }
-        // BEGIN at once, and no message before the OK: systemd's own socket (252) does not look again at a message that
-        // it has read together with BEGIN, and never answers it.
-        line.push_str("\r\nBEGIN\r\n");
-        self.write(STEP, line.as_bytes())?;
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n") {
+        let answer = self.line(STEP)?;
+        if answer.starts_with(b"OK ") || answer == b"OK\r\n" {
+            Ok(())
+        } else {
+            refused(&answer)
+        }
+    }
+
+    /// One line of the authentication, with its end.
+    fn line(&mut self, step: &'static str) -> Result<Vec<u8>> {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
             let mut byte = [0];
-            self.read(STEP, &mut byte)?;
-            answer.extend_from_slice(&byte);
-            if answer.len() > LINE_LIMIT {
+            self.read(step, &mut byte)?;
+            line.extend_from_slice(&byte);
+            if line.len() > LINE_LIMIT {
                 return Err(Error::Protocol {
-                    step: STEP,
+                    step,
                     what: "an endless line",
                 });
             }
         }
-        if answer.starts_with(b"OK ") || answer == b"OK\r\n" {
-            Ok(())
-        } else {
-            Err(Error::Authentication {
-                answer: String::from_utf8_lossy(&answer).trim_end().to_owned(),
-            })
-        }
+        Ok(line)
     }
 
     /// Says hello, and asks for the ends of our unit's jobs; the answer to the latter is awaited with the first job.
     fn greet(&mut self) -> Result<()> {
         let hello = self.post("Hello", &bus_call("Hello", "", Encoder::default()))?;
+        // Who begins no job waits for none.
+        if self.unit.is_empty() {
+            return self.answer("Hello", hello).map(drop);
+        }
         let mut body = Encoder::default();
         // The unit's name has no quote: see `Unit::new`.
         body.text(&format!(
@@ -385,6 +428,12 @@ impl Bus {
     }
 }
 
+fn refused(answer: &[u8]) -> Result<()> {
+    Err(Error::Authentication {
+        answer: String::from_utf8_lossy(answer).trim_end().to_owned(),
+    })
+}
+
 /// A timeout and a signal are no failures: the loop looks at the deadline.
 fn again(error: io::Error) -> io::Result<()> {
     match error.kind() {
@@ -412,6 +461,7 @@ mod tests {
     fn addresses_are_understood() {
         let all = Address::parse(
             "tcp:host=x;unix:path=/a%20b,guid=1;unix:guid=2,abstract=x;unix:tmpdir=/t",
+            Instance::System,
         );
         let sockets: Vec<_> = all.iter().map(|address| address.socket.clone()).collect();
         assert_eq!(
@@ -421,7 +471,7 @@ mod tests {
                 Socket::Abstract(b"x".to_vec())
             ]
         );
-        assert!(Address::parse("unix:path=/a%2").is_empty());
-        assert!(Address::parse("").is_empty());
+        assert!(Address::parse("unix:path=/a%2", Instance::System).is_empty());
+        assert!(Address::parse("", Instance::User).is_empty());
     }
 }

@@ -27,21 +27,29 @@ pub use unit::Unit;
 pub enum Error {
     /// No address gave a usable connection.
     #[error(
-        "systemd: cannot be reached ({}); is it running here, and is its bus (DBUS_SYSTEM_BUS_ADDRESS, else /run/dbus/system_bus_socket) visible? Without systemd use the cgroupfs driver",
-        attempts(tried)
+        "systemd: cannot be reached ({}); {} Without systemd use the cgroupfs driver",
+        attempts(tried),
+        instance.where_it_is()
     )]
     Unreachable {
+        /// Whose it is.
+        instance: Instance,
         /// Each address with the reason.
         tried: Vec<Attempt>,
     },
-    /// `DBUS_SYSTEM_BUS_ADDRESS` has no transport this client knows.
-    #[error(
-        "systemd: DBUS_SYSTEM_BUS_ADDRESS {address:?} names no unix:path= or unix:abstract= socket"
-    )]
+    /// The variable that names the bus has no transport this client knows.
+    #[error("systemd: {variable} {address:?} names no unix:path= or unix:abstract= socket")]
     Address {
-        /// The variable's value.
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
         address: String,
     },
+    /// An ordinary user, and no word of where the user's systemd is.
+    #[error(
+        "systemd: neither DBUS_SESSION_BUS_ADDRESS nor XDG_RUNTIME_DIR says where this user's instance is; log in as that user (or machinectl shell), or use the cgroupfs driver"
+    )]
+    NoSession,
     /// A system call on the connection failed.
     #[error("systemd: {step}")]
     Io {
@@ -118,6 +126,7 @@ impl Error {
             | Self::Authentication { .. }
             | Self::Protocol { .. } => true,
             Self::Address { .. }
+            | Self::NoSession
             | Self::Refused { .. }
             | Self::Job { .. }
             | Self::Elsewhere { .. } => false,
@@ -126,6 +135,36 @@ impl Error {
 
     fn is(&self, wanted: &str) -> bool {
         matches!(self, Self::Refused { name, .. } if name == wanted)
+    }
+}
+
+/// Whose systemd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instance {
+    /// The machine's: process 1.
+    System,
+    /// A user's: `systemd --user`.
+    User,
+}
+
+impl Instance {
+    /// The variable that names its bus.
+    fn variable(self) -> &'static str {
+        match self {
+            Self::System => "DBUS_SYSTEM_BUS_ADDRESS",
+            Self::User => "DBUS_SESSION_BUS_ADDRESS",
+        }
+    }
+
+    fn where_it_is(self) -> &'static str {
+        match self {
+            Self::System => {
+                "is it running here, and is its bus (DBUS_SYSTEM_BUS_ADDRESS, else /run/dbus/system_bus_socket) visible?"
+            }
+            Self::User => {
+                "is this user's instance running (systemctl --user; loginctl enable-linger keeps it), and is its bus (DBUS_SESSION_BUS_ADDRESS, else $XDG_RUNTIME_DIR/bus) visible?"
+            }
+        }
     }
 }
 

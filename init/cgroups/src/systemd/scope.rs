@@ -1,12 +1,13 @@
 //! Starting, changing and stopping a container's unit.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::bus::{Address, Bus};
 use super::properties::Property;
 use super::unit::Unit;
 use super::wire::{Encoder, Value};
-use super::{Error, Result};
+use super::{Error, Instance, Result};
 
 const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
@@ -20,17 +21,52 @@ pub struct Systemd {
 }
 
 impl Systemd {
-    /// The bus of `DBUS_SYSTEM_BUS_ADDRESS` alone where that is set; else the system bus, and where that does not work
-    /// systemd's own socket, which only root may use.
+    /// The machine's: the bus of `DBUS_SYSTEM_BUS_ADDRESS` alone where that is set; else the system bus, and where that
+    /// does not work systemd's own socket, which only root may use.
     ///
     /// # Errors
     /// [`Error::Address`] when the variable names nothing this client can connect to.
     pub fn from_environment() -> Result<Self> {
-        match std::env::var("DBUS_SYSTEM_BUS_ADDRESS") {
-            Ok(text) if !text.is_empty() => Self::at(&text),
-            Ok(_) | Err(_) => Ok(Self {
-                addresses: Address::usual(),
-            }),
+        Ok(Self::named(Instance::System)?.unwrap_or_else(|| Self {
+            addresses: Address::usual(),
+        }))
+    }
+
+    /// The calling user's: the bus of `DBUS_SESSION_BUS_ADDRESS` alone where that is set; else `$XDG_RUNTIME_DIR/bus`,
+    /// and where that does not work that systemd's own socket beside it.
+    ///
+    /// # Errors
+    /// [`Error::Address`] as [`Self::from_environment`]; [`Error::NoSession`] when neither variable is set.
+    pub fn of_user() -> Result<Self> {
+        if let Some(named) = Self::named(Instance::User)? {
+            return Ok(named);
+        }
+        let dir = std::env::var("XDG_RUNTIME_DIR").unwrap_or_default();
+        if dir.is_empty() {
+            return Err(Error::NoSession);
+        }
+        Ok(Self {
+            addresses: Address::usual_of_user(&dir),
+        })
+    }
+
+    /// The one that has the unit.
+    ///
+    /// # Errors
+    /// As the two above.
+    pub fn of(unit: &Unit) -> Result<Self> {
+        if unit.is_of_user() {
+            Self::of_user()
+        } else {
+            Self::from_environment()
+        }
+    }
+
+    /// The bus that the environment names, if it does.
+    fn named(instance: Instance) -> Result<Option<Self>> {
+        match std::env::var(instance.variable()) {
+            Ok(text) if !text.is_empty() => Self::at(&text, instance).map(Some),
+            Ok(_) | Err(_) => Ok(None),
         }
     }
 
@@ -38,14 +74,40 @@ impl Systemd {
     ///
     /// # Errors
     /// [`Error::Address`] when it names no Unix socket.
-    pub fn at(address: &str) -> Result<Self> {
-        let addresses = Address::parse(address);
+    pub fn at(address: &str, instance: Instance) -> Result<Self> {
+        let addresses = Address::parse(address, instance);
         if addresses.is_empty() {
             return Err(Error::Address {
+                variable: instance.variable(),
                 address: address.to_owned(),
             });
         }
         Ok(Self { addresses })
+    }
+
+    /// The cgroup that this systemd has for itself and all its units: empty or `/` for the machine's,
+    /// `/user.slice/user-1000.slice/user@1000.service` for a user's.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn control_group(&self, deadline: Instant) -> Result<PathBuf> {
+        let mut bus = Bus::connect(&self.addresses, "", deadline)?;
+        bus.manager_property("ControlGroup").map(PathBuf::from)
+    }
+
+    /// Has a process moved into the unit: a user's systemd has the right to move it out of the session, which the user
+    /// has not (cgroups(7), "Cgroups v2 delegation containment rules"). systemd 238.
+    ///
+    /// # Errors
+    /// As [`Self::start`]; [`Error::Refused`] for a process whose effective user is not that of the unit.
+    pub fn attach(&self, unit: &Unit, pid: i32, deadline: Instant) -> Result<()> {
+        let mut bus = Bus::connect(&self.addresses, unit.name(), deadline)?;
+        let mut body = Encoder::default();
+        body.text(unit.name());
+        // Of the unit itself, not of a cgroup below.
+        body.text("");
+        body.numbers(&[pid.cast_unsigned()]);
+        bus.call("AttachProcessesToUnit", "ssau", body).map(drop)
     }
 
     #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::properties::{Property, Value};
 use super::scope::version;
 use super::wire::{Call, Encoder, FIXED, Message, length};
-use super::{Error, Systemd, Unit};
+use super::{Error, Instance, Systemd, Unit};
 
 const JOB: &str = "/org/freedesktop/systemd1/job/7";
 const LONG: Duration = Duration::from_secs(20);
@@ -214,6 +214,7 @@ fn bytes_of(what: &Do, serial: u32) -> Vec<u8> {
 struct Fake {
     _dir: tempfile::TempDir,
     path: PathBuf,
+    instance: Instance,
     /// The methods that were called, in order.
     thread: JoinHandle<Vec<String>>,
 }
@@ -222,6 +223,14 @@ impl Fake {
     /// `authentication`: what it says to AUTH; `None` for nothing at all.
     fn new(
         authentication: Option<&'static str>,
+        script: impl FnMut(&str) -> Vec<Do> + Send + 'static,
+    ) -> Self {
+        Self::of(Instance::System, authentication, script)
+    }
+
+    fn of(
+        instance: Instance,
+        authentication: Option<&'static str>,
         mut script: impl FnMut(&str) -> Vec<Do> + Send + 'static,
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -229,17 +238,18 @@ impl Fake {
         let listener = UnixListener::bind(&path).unwrap();
         let thread = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            serve(&mut stream, authentication, &mut script)
+            serve(&mut stream, instance, authentication, &mut script)
         });
         Self {
             _dir: dir,
             path,
+            instance,
             thread,
         }
     }
 
     fn systemd(&self) -> Systemd {
-        Systemd::at(&format!("unix:path={}", self.path.display())).unwrap()
+        Systemd::at(&format!("unix:path={}", self.path.display()), self.instance).unwrap()
     }
 
     fn calls(self) -> Vec<String> {
@@ -261,18 +271,26 @@ fn line(stream: &mut UnixStream) -> String {
 
 fn serve(
     stream: &mut UnixStream,
+    instance: Instance,
     authentication: Option<&str>,
     script: &mut impl FnMut(&str) -> Vec<Do>,
 ) -> Vec<String> {
     let mut calls = Vec::new();
-    // "0" in hexadecimal: the tests run as root; anybody else has another number.
     let hello = line(stream);
-    assert!(hello.starts_with("\0AUTH EXTERNAL 3"), "{hello:?}");
+    match instance {
+        // "0" in hexadecimal: the tests run as root; anybody else has another number.
+        Instance::System => assert!(hello.starts_with("\0AUTH EXTERNAL 3"), "{hello:?}"),
+        Instance::User => assert_eq!(hello, "\0AUTH EXTERNAL\r\n"),
+    }
     let Some(authentication) = authentication else {
         // Until the other side gives up.
         while !line(stream).is_empty() {}
         return calls;
     };
+    if instance == Instance::User {
+        stream.write_all(b"DATA\r\n").unwrap();
+        assert_eq!(line(stream), "DATA\r\n");
+    }
     assert_eq!(line(stream), "BEGIN\r\n");
     stream.write_all(authentication.as_bytes()).unwrap();
     loop {
@@ -419,8 +437,11 @@ fn a_bus_that_goes_away_or_says_no() {
     assert!(text.contains("AccessDenied: its words"), "{text}");
     assert!(!error.is_silence());
 
-    let gone =
-        Systemd::at("unix:path=/nonexistent/bus;unix:abstract=holdfast-nobody-listens").unwrap();
+    let gone = Systemd::at(
+        "unix:path=/nonexistent/bus;unix:abstract=holdfast-nobody-listens",
+        Instance::System,
+    )
+    .unwrap();
     let error = gone
         .start(&unit(), 7, "test", &[], Instant::now() + LONG)
         .unwrap_err();
@@ -434,7 +455,7 @@ fn a_bus_that_goes_away_or_says_no() {
         "{text}"
     );
     assert!(matches!(
-        Systemd::at("tcp:host=x"),
+        Systemd::at("tcp:host=x", Instance::System),
         Err(Error::Address { .. })
     ));
 }
@@ -523,7 +544,10 @@ fn only_what_systemd_knows_is_sent() {
             }),
         );
         let mut bus = super::bus::Bus::connect(
-            &super::bus::Address::parse(&format!("unix:path={}", fake.path.display())),
+            &super::bus::Address::parse(
+                &format!("unix:path={}", fake.path.display()),
+                Instance::System,
+            ),
             "p-c.scope",
             Instant::now() + LONG,
         )
@@ -555,10 +579,35 @@ fn systemd_answers_without_a_bus() {
         "unix:path=/nonexistent/bus;unix:path={}",
         fake.path.display()
     );
-    Systemd::at(&addresses)
+    Systemd::at(&addresses, Instance::System)
         .unwrap()
         .directly()
         .start(&unit(), 7, "test", &[], Instant::now() + LONG)
         .unwrap();
     assert_eq!(fake.calls(), ["StartTransientUnit"]);
+}
+
+/// It says itself where it is, takes processes in, and hears from nobody what a user namespace would make of our id.
+#[test]
+fn a_user_s_systemd_is_asked_where_it_is() {
+    const AT: &str = "/user.slice/user-1000.slice/user@1000.service";
+    let fake = Fake::of(Instance::User, OK, bus(|_| vec![Do::Return("v", vec![AT])]));
+    let found = fake.systemd().control_group(Instant::now() + LONG).unwrap();
+    assert_eq!(found, Path::new(AT));
+    assert_eq!(fake.calls(), ["Hello", "Get"]);
+
+    let unit = Unit::of_user(None, "c", &found).unwrap();
+    let fake = Fake::of(Instance::User, OK, bus(|_| vec![Do::Return("", vec![])]));
+    fake.systemd()
+        .attach(&unit, 7, Instant::now() + LONG)
+        .unwrap();
+    assert_eq!(fake.calls(), ["Hello", "AddMatch", "AttachProcessesToUnit"]);
+    // A bus that wants more than the socket's credentials.
+    let fake = Fake::of(Instance::User, Some("REJECTED EXTERNAL\r\n"), |_| vec![]);
+    let error = fake.systemd().control_group(soon()).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("REJECTED") && text.contains("systemctl --user"),
+        "{text}"
+    );
 }

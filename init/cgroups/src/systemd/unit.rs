@@ -1,6 +1,6 @@
 //! Names of units and where systemd puts their cgroups.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 
 /// The slice of containers whose cgroupsPath names none, as for runc.
 const DEFAULT_SLICE: &str = "system.slice";
+/// The same below a user's systemd, as for runc.
+const DEFAULT_USER_SLICE: &str = "user.slice";
 /// The prefix of scopes whose cgroupsPath is absent. runc's, because kubelet's, cAdvisor's and people's patterns for
 /// stray scopes know that one.
 const DEFAULT_PREFIX: &str = "runc";
@@ -21,10 +23,13 @@ pub struct Unit {
     name: String,
     /// The slice it is in: `kubepods-burstable-podUID.slice`.
     slice: String,
+    /// The cgroup of the user's systemd that has the unit, below the root of the hierarchy; `None`: it is the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    manager: Option<PathBuf>,
 }
 
 impl Unit {
-    /// From `linux.cgroupsPath` of the form `slice:prefix:name`.
+    /// A unit of the system's systemd, from `linux.cgroupsPath` of the form `slice:prefix:name`.
     ///
     /// The unit is `prefix-name.scope`, or `name` itself where that ends in `.slice`. An empty slice is `system.slice`;
     /// without a path the unit is `runc-ID.scope` there.
@@ -32,6 +37,31 @@ impl Unit {
     /// # Errors
     /// [`Error::BadPath`] for any other form, and for names that systemd does not take.
     pub fn new(spec: Option<&Path>, id: &str) -> Result<Self> {
+        Self::parse(spec, id, DEFAULT_SLICE)
+    }
+
+    /// A unit of a user's systemd, whose own cgroup is `manager` ([`super::Systemd::control_group`]). As [`Self::new`],
+    /// but the empty slice is `user.slice`, a slice that user's systemd has of its own.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; also when `manager` is no absolute path.
+    pub fn of_user(spec: Option<&Path>, id: &str, manager: &Path) -> Result<Self> {
+        let below = manager.strip_prefix("/").ok().filter(|path| {
+            path.components()
+                .all(|part| matches!(part, Component::Normal(_)))
+        });
+        let Some(below) = below else {
+            return Err(Error::BadPath {
+                path: manager.display().to_string(),
+                why: "is not where a user's systemd can have its cgroup",
+            });
+        };
+        let mut this = Self::parse(spec, id, DEFAULT_USER_SLICE)?;
+        this.manager = Some(below.to_owned());
+        Ok(this)
+    }
+
+    fn parse(spec: Option<&Path>, id: &str, default_slice: &str) -> Result<Self> {
         let text = spec.map(|path| path.to_string_lossy().into_owned());
         let text = text.filter(|text| !text.is_empty());
         let whole = text.unwrap_or_else(|| format!(":{DEFAULT_PREFIX}:{id}"));
@@ -51,7 +81,7 @@ impl Unit {
             return Err(bad("has an empty name behind the second colon"));
         }
         let slice = if slice.is_empty() {
-            DEFAULT_SLICE
+            default_slice
         } else {
             slice
         };
@@ -73,6 +103,7 @@ impl Unit {
         Ok(Self {
             name: unit,
             slice: slice.to_owned(),
+            manager: None,
         })
     }
 
@@ -91,6 +122,11 @@ impl Unit {
         self.name.ends_with(".slice")
     }
 
+    /// True when a user's systemd has it, and not the system's.
+    pub fn is_of_user(&self) -> bool {
+        self.manager.is_some()
+    }
+
     /// Its cgroup, below the root of each hierarchy.
     pub(crate) fn below(&self) -> PathBuf {
         let owner = if self.is_slice() {
@@ -99,7 +135,8 @@ impl Unit {
             &self.slice
         };
         // `new` has checked both.
-        let mut path = expand(owner).unwrap_or_default();
+        let mut path = self.manager.clone().unwrap_or_default();
+        path.push(expand(owner).unwrap_or_default());
         if !self.is_slice() {
             path.push(&self.name);
         }
@@ -187,6 +224,31 @@ mod tests {
             assert_eq!(unit.is_slice(), name.ends_with(".slice"));
         }
         assert_eq!(Unit::new(None, "c1").unwrap().name(), "runc-c1.scope");
+    }
+
+    #[test]
+    fn units_of_a_user_are_below_his_systemd() {
+        let manager = Path::new("/user.slice/user-1000.slice/user@1000.service");
+        for (spec, path) in [
+            (":libpod:c1", "user.slice/libpod-c1.scope"),
+            ("", "user.slice/runc-c1.scope"),
+            ("a-b.slice:x:1", "a.slice/a-b.slice/x-1.scope"),
+            ("-.slice:x:1", "x-1.scope"),
+        ] {
+            let unit = Unit::of_user(Some(Path::new(spec)), "c1", manager).unwrap();
+            let whole = Path::new("user.slice/user-1000.slice/user@1000.service").join(path);
+            assert_eq!(unit.below(), whole, "{spec}");
+            assert!(unit.is_of_user());
+            let again: Unit = serde_json::from_str(&serde_json::to_string(&unit).unwrap()).unwrap();
+            assert_eq!(again, unit);
+        }
+        for bad in ["", "relative", "/a/../b"] {
+            let error = Unit::of_user(None, "c1", Path::new(bad)).unwrap_err();
+            assert!(matches!(error, Error::BadPath { .. }), "{bad}: {error}");
+        }
+        // A record of before there were users'.
+        let old: Unit = serde_json::from_str(r#"{"name":"a.scope","slice":"b.slice"}"#).unwrap();
+        assert!(!old.is_of_user());
     }
 
     #[test]

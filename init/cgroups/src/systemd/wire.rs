@@ -110,7 +110,7 @@ impl Encoder {
             Value::Texts(list) => {
                 self.array(4, |this| list.iter().for_each(|text| this.text(text)))
             }
-            Value::Numbers(list) => self.array(4, |this| list.iter().for_each(|&n| this.u32(n))),
+            Value::Numbers(list) => self.numbers(list),
             Value::Bytes(list) => self.array(1, |this| this.bytes.extend_from_slice(list)),
             Value::Pairs(list) => self.array(8, |this| {
                 for (first, second) in list {
@@ -120,6 +120,11 @@ impl Encoder {
                 }
             }),
         }
+    }
+
+    /// `au`
+    pub(super) fn numbers(&mut self, list: &[u32]) {
+        self.array(4, |this| list.iter().for_each(|&n| this.u32(n)));
     }
 
     /// `a(sv)`

@@ -16,6 +16,7 @@ pub(crate) struct Errno(pub(crate) i32);
 mod errnos {
     use super::errno;
     pub(crate) const ENOENT: i32 = errno::ENOENT as i32;
+    pub(crate) const EBUSY: i32 = errno::EBUSY as i32;
     pub(crate) const EEXIST: i32 = errno::EEXIST as i32;
     pub(crate) const EINTR: i32 = errno::EINTR as i32;
     pub(crate) const EAGAIN: i32 = errno::EAGAIN as i32;

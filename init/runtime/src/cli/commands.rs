@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use holdfast_cgroups::Below;
 use holdfast_record::ledger::{Kind, Ledger, Query, Selector};
 use holdfast_record::{ContainerId, Signal, Timestamp, why};
 use lexopt::{Arg, Parser};
@@ -340,6 +341,7 @@ fn kill_command(context: &Context, parser: &mut Parser) -> Result<i32> {
 
 fn exec_command(context: &Context, parser: &mut Parser) -> Result<i32> {
     let mut options = exec::Options::default();
+    let mut cgroups = Vec::new();
     let mut id = None;
     while let Some(arg) = parser.next().map_err(usage)? {
         match arg {
@@ -363,7 +365,7 @@ fn exec_command(context: &Context, parser: &mut Parser) -> Result<i32> {
             Arg::Long("pid-file") => options.pid_file = some_path(parser)?,
             Arg::Long("preserve-fds") => options.preserve_fds = number(parser)?,
             Arg::Long("ignore-paused") => options.ignore_paused = flag(parser)?,
-            Arg::Long("cgroup") => options.cgroup = some_path(parser)?,
+            Arg::Long("cgroup") => cgroups.push(text(parser)?),
             Arg::Value(value) => {
                 id = Some(Ids::alone(value)?);
                 break;
@@ -385,6 +387,7 @@ fn exec_command(context: &Context, parser: &mut Parser) -> Result<i32> {
     if options.process.is_none() && options.args.is_empty() {
         return Err(Error::Usage("exec needs a command or --process".into()));
     }
+    options.cgroup = Below::parse(&cgroups)?;
     exec::exec(context, &id, &options)
 }
 

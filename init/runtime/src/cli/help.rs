@@ -26,7 +26,7 @@ containers
   run     as create, and [--detach] [--keep] ID
   exec    [--process F | --cwd DIR --env K=V --user UID[:GID] --tty --cap CAP ...]
           [--detach] [--console-socket S] [--pidfd-socket S] [--pid-file F]
-          [--preserve-fds N] [--ignore-paused] [--cgroup PATH] ID [COMMAND ARG...]
+          [--preserve-fds N] [--ignore-paused] [--cgroup [CONTROLLER,...:]PATH]... ID [COMMAND ARG...]
   kill    [--all] ID [SIGNAL]
   delete  [--force] ID
   pause   ID

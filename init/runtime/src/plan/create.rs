@@ -20,8 +20,8 @@ use crate::user_map::denies_groups;
 pub struct Inputs<'a> {
     /// The bundle.
     pub bundle: &'a Bundle,
-    /// The container's id: the session keyring's name.
-    pub id: &'a str,
+    /// The name of the session keyring, when it gets one of its own.
+    pub keyring: Option<&'a str>,
     /// The namespaces as decided.
     pub namespaces: &'a Namespaces,
     /// The machine's hierarchies.
@@ -42,8 +42,6 @@ pub struct Inputs<'a> {
     pub preserve_fds: u32,
     /// `--no-pivot`.
     pub no_pivot: bool,
-    /// `--no-new-keyring`.
-    pub no_keyring: bool,
 }
 
 /// A plan together with what must stay open until the clone.
@@ -93,8 +91,8 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
         );
     }
     draft.push(Step::NewSession {}, "start a session");
-    if !inputs.no_keyring {
-        keyring(&mut draft, inputs.id)?;
+    if let Some(name) = inputs.keyring {
+        keyring(&mut draft, name)?;
     }
     names(&mut draft, bundle)?;
     labels(
@@ -165,18 +163,7 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     placement::memory_policy(&mut draft, linux.memory_policy().as_ref())?;
     identity::limits(&mut draft, process)?;
     let set_groups = !denies_groups(linux);
-    if !set_groups
-        && process
-            .user()
-            .additional_gids()
-            .as_ref()
-            .is_some_and(|gids| !gids.is_empty())
-    {
-        return Err(Error::spec(
-            "process.user.additionalGids",
-            "cannot be set where an ordinary user maps only his own group (setgroups is denied)",
-        ));
-    }
+    identity::check_groups(process, set_groups)?;
     identity::become_process(
         &mut draft,
         process,
@@ -214,8 +201,8 @@ pub fn has_create_hooks(bundle: &Bundle) -> bool {
 
 /// The container's own session keyring, by its name: init makes it, an exec joins it, and neither
 /// keeps that of whoever called us.
-pub(super) fn keyring(draft: &mut Draft, id: &str) -> Result<()> {
-    let name = cstring("id", format!("_ses.{id}"))?;
+pub(super) fn keyring(draft: &mut Draft, name: &str) -> Result<()> {
+    let name = cstring("id", name)?;
     draft.push(Step::JoinKeyring { name: &name }, "join a session keyring");
     Ok(())
 }

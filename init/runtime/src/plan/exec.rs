@@ -17,13 +17,17 @@ pub struct Inputs<'a> {
     pub process: &'a Process,
     /// Its environment, completed.
     pub env: &'a [String],
+    /// The process is moved into its cgroup by the parent, so it has to wait.
+    pub attached_late: bool,
     /// The container's init process, and which of its namespaces to join.
     pub join: Option<(OwnedFd, u32)>,
     /// The root directory of init, for a container without a mount namespace.
     pub root: Option<OwnedFd>,
     /// The container has a user namespace of its own.
     pub user_namespace: bool,
-    /// The container's id when it has a session keyring of its own.
+    /// setgroups(2) is allowed in there.
+    pub set_groups: bool,
+    /// The name of the container's session keyring, when it has one of its own.
     pub keyring: Option<&'a str>,
     /// The container's personality.
     pub personality: Option<&'a LinuxPersonality>,
@@ -47,6 +51,10 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     // It is in the container's pid namespace already: those in there must not find in its
     // /proc/PID/fd what it opens of the host (CVE-2016-9962, CVE-2024-21626).
     draft.push(Step::NonDumpable {}, "protect itself from being traced");
+    if inputs.attached_late {
+        // At first, while it still has the user that may be moved.
+        wait(&mut draft, Point::Cgroups, false);
+    }
     placement::final_cpus(&mut draft, process)?;
     // Before joining: the labels go through the host's procfs.
     labels(
@@ -67,8 +75,8 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
         draft.push(Step::BecomeRoot {}, "become root of the user namespace");
     }
     draft.push(Step::NewSession {}, "start a session");
-    if let Some(id) = inputs.keyring {
-        keyring(&mut draft, id)?;
+    if let Some(name) = inputs.keyring {
+        keyring(&mut draft, name)?;
     }
     personality(&mut draft, inputs.personality);
     if let Some(socket) = inputs.console {
@@ -76,11 +84,12 @@ pub fn prepare(inputs: Inputs<'_>) -> Result<Prepared> {
     }
     placement::memory_policy(&mut draft, inputs.memory_policy)?;
     identity::limits(&mut draft, process)?;
+    identity::check_groups(process, inputs.set_groups)?;
     identity::become_process(
         &mut draft,
         process,
         inputs.filter,
-        true,
+        inputs.set_groups,
         false,
         inputs.user_namespace,
     )?;

@@ -207,6 +207,18 @@ fn scheduler_attr(scheduler: &Scheduler) -> Vec<u8> {
     bytes
 }
 
+/// Groups cannot be asked for where nobody may set any.
+pub(super) fn check_groups(process: &Process, set_groups: bool) -> Result<()> {
+    let asked = process.user().additional_gids().iter().flatten().count();
+    if set_groups || asked == 0 {
+        return Ok(());
+    }
+    Err(Error::spec(
+        "process.user.additionalGids",
+        "cannot be set where an ordinary user maps only his own group (setgroups is denied)",
+    ))
+}
+
 /// What comes between the limits and `execve`, in the only order that works:
 ///
 /// ```text

@@ -26,7 +26,7 @@ fn labels(spec: &Value, hierarchies: &Hierarchies) -> Option<Vec<String>> {
     let fd = || OwnedFd::from(File::open("/dev/null").unwrap());
     let prepared = prepare(Inputs {
         bundle: &bundle,
-        id: "box",
+        keyring: Some("_ses.box"),
         namespaces: &namespaces,
         hierarchies,
         cgroup: None,
@@ -37,7 +37,6 @@ fn labels(spec: &Value, hierarchies: &Hierarchies) -> Option<Vec<String>> {
         console: None,
         preserve_fds: 0,
         no_pivot: false,
-        no_keyring: false,
     })
     .unwrap();
     let own = folder.path().canonicalize().unwrap();

@@ -12,7 +12,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use holdfast_cgroups::systemd::Unit;
 use holdfast_cgroups::{Cgroup, CgroupPath, Driver, Hierarchies, When};
 use holdfast_plan::Point;
 use holdfast_record::deadline::limit_from_env;
@@ -22,7 +21,7 @@ use oci_spec::runtime::{LinuxNamespaceType as Type, LinuxResources};
 
 use super::made::{self, Undo};
 use super::unit::NewUnit;
-use super::{Context, environment, rootless, state};
+use super::{Context, environment, rootless, state, unit};
 use crate::bundle::{Bundle, cstring, is_new, namespace};
 use crate::cause::{self, Operation};
 use crate::error::{Doing, Error, Result};
@@ -189,7 +188,7 @@ impl Creation<'_> {
         let spec = linux.cgroups_path().as_deref();
         let id = self.id.as_str();
         let (unit, path) = if self.context.systemd_cgroup {
-            let unit = Unit::new(spec, id)?;
+            let unit = unit::unit(spec, id, &hierarchies)?;
             let path = CgroupPath::of_unit(&unit);
             (Some(unit), path)
         } else {
@@ -214,6 +213,7 @@ impl Creation<'_> {
             unit.clone(),
         )?;
         self.dir.save(&saved)?;
+        let saved_keyring = saved.session_keyring();
         undo.rdt = saved.intel_rdt.clone();
         let devices = made::device_rules(resources);
         let entry = match &unit {
@@ -223,7 +223,7 @@ impl Creation<'_> {
                     made::save(self.dir, &mut saved, cgroup)?;
                     made::delegate(bundle, cgroup)?;
                     // Before anybody is inside: a rule set is not replaced in one piece on v1.
-                    cgroup.apply(&devices, When::Create)?;
+                    rootless::restrict(cgroup, &devices)?;
                     Entry::Directories(cgroup)
                 }
                 Err(error) => {
@@ -271,7 +271,7 @@ impl Creation<'_> {
         let attached_late = unit.is_some() || (into.is_some() && !namespaces.in_between.is_empty());
         let prepared = prepare(Inputs {
             bundle,
-            id: self.id.as_str(),
+            keyring: saved_keyring.as_deref(),
             namespaces: &namespaces,
             hierarchies: &hierarchies,
             cgroup: match &entry {
@@ -288,7 +288,6 @@ impl Creation<'_> {
                 .preserve_fds
                 .saturating_add(self.options.listen_fds),
             no_pivot: self.options.no_pivot,
-            no_keyring: self.options.no_new_keyring,
         })?;
         if let Some(filter) = &filter {
             self.dir.save_filter(&filter.program)?;

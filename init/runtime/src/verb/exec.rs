@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use holdfast_cgroups::{Cgroup, CgroupPath, Hierarchies};
+use holdfast_cgroups::systemd::Unit;
+use holdfast_cgroups::{Below, Cgroup, Hierarchies};
 use holdfast_plan::Point;
 use holdfast_record::{ContainerId, Deadline, ExitStatus};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,7 +20,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{Capability, Hook, LinuxNamespaceType as Type, Process};
 
 use super::create::{has_user_namespace, send_listener};
-use super::{Context, environment, run};
+use super::{Context, environment, is_root_of_the_machine, run, unit};
 use crate::bundle::check_process;
 use crate::cause::Operation;
 use crate::error::{Doing, Error, Result};
@@ -35,6 +36,7 @@ use crate::state::{Container, Status, write_whole};
 use crate::sys::clone::UserNamespace;
 use crate::sys::{clone, fd, signals};
 use crate::terminal::{self, Proxy, console_pair};
+use crate::user_map;
 
 /// How long exec may take until its program runs.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -77,7 +79,7 @@ pub struct Options {
     /// `--ignore-paused`.
     pub ignore_paused: bool,
     /// `--cgroup`: below the container's own.
-    pub cgroup: Option<PathBuf>,
+    pub cgroup: Option<Below>,
 }
 
 /// Executes a process; returns the exit code to end with.
@@ -141,12 +143,12 @@ fn exec_with(
         container: &container,
         process: &process,
         preserve_fds: options.preserve_fds,
-        cgroup: options.cgroup.as_deref(),
+        below: options.cgroup.as_ref(),
         stdio: own_stderr::for_container()?,
     };
-    let mut link = execution.launch(console, shim.is_some())?;
+    let (mut link, late) = execution.launch(console, shim.is_some())?;
     let started = execution
-        .accompany(context, &mut link, shim, &deadline)
+        .accompany(context, &mut link, late.as_ref(), shim, &deadline)
         .and_then(|()| tell(options, &link));
     if let Err(error) = started {
         let cause = link.last_words().unwrap_or(error);
@@ -271,12 +273,13 @@ struct Execution<'a> {
     container: &'a Container,
     process: &'a Process,
     preserve_fds: u32,
-    cgroup: Option<&'a std::path::Path>,
+    below: Option<&'a Below>,
     stdio: Option<[OwnedFd; 3]>,
 }
 
 impl Execution<'_> {
-    fn launch(&self, console: Option<OwnedFd>, sibling: bool) -> Result<Link> {
+    /// The new process, and the cgroup that it still has to be moved into.
+    fn launch(&self, console: Option<OwnedFd>, sibling: bool) -> Result<(Link, Option<Cgroup>)> {
         let saved = &self.container.saved;
         let init = self.container.live_init()?;
         let pidfd = clone::open_pidfd(init).doing(|| format!("open a pidfd of process {init}"))?;
@@ -316,7 +319,7 @@ impl Execution<'_> {
         }
         if has(Type::Pid) {
             // Nor could root of somebody else's user namespace (podman) come back from it.
-            let list = if rootless || !super::is_root_of_the_machine() {
+            let list = if rootless || !is_root_of_the_machine() {
                 &mut namespaces.in_between
             } else {
                 &mut namespaces.by_parent
@@ -328,24 +331,31 @@ impl Execution<'_> {
             .map(|root| fd::inherited_above(root.as_fd(), 3))
             .transpose()
             .doing(|| "keep the container's root open".into())?;
+        let cgroup = self.cgroup()?;
+        let into = match &cgroup {
+            Some(cgroup) => cgroup.dir_fd()?,
+            None => None,
+        };
+        // From inside another user namespace nobody may be cloned into a v2 group, nor, by an ordinary user, from
+        // outside of what that user's systemd has.
+        let of_user = saved.unit.as_ref().is_some_and(Unit::is_of_user);
+        let late = into.is_some() && (of_user || !namespaces.in_between.is_empty());
+        let keyring = saved.session_keyring();
         let prepared = prepare(Inputs {
             process: self.process,
             env: &env,
+            attached_late: late,
             join: (flags != 0).then(|| (inherited, u32::try_from(flags).unwrap_or(0))),
             root: chroot,
             user_namespace: has_user_namespace(saved),
-            keyring: (!saved.no_new_keyring).then_some(saved.id.as_str()),
+            set_groups: !(rootless && user_map::groups_are_denied(init)),
+            keyring: keyring.as_deref(),
             personality: saved.personality.as_ref(),
             memory_policy: saved.memory_policy.as_ref(),
             filter: filter.as_ref(),
             console,
             preserve_fds: self.preserve_fds,
         })?;
-        let cgroup = self.cgroup()?;
-        let into = match &cgroup {
-            Some(cgroup) => cgroup.dir_fd()?,
-            None => None,
-        };
         let entrance = cgroup.as_ref().map(Cgroup::entrance).transpose()?;
         let program = self.process.args().iter().flatten().next();
         // The new process inherits it and is there before it enters the cgroup.
@@ -355,9 +365,9 @@ impl Execution<'_> {
         let link = launch(
             &Launch {
                 namespaces: &namespaces,
-                cgroup: into,
+                cgroup: into.filter(|_| !late),
                 // A cgroup that was asked for is that one or none.
-                instead_of_divided: self.cgroup.is_none().then_some(init),
+                instead_of_divided: self.below.is_none().then_some(init),
                 entrance: entrance.as_ref(),
                 sibling,
                 user_namespace: if rootless {
@@ -371,28 +381,43 @@ impl Execution<'_> {
         )?
         .for_program(program.cloned().unwrap_or_default());
         drop(here);
-        Ok(link)
+        Ok((link, cgroup.filter(|_| late)))
     }
 
     /// The container's cgroup, or the one below it that was asked for.
     fn cgroup(&self) -> Result<Option<Cgroup>> {
-        let Some(below) = self.cgroup else {
+        let Some(below) = self.below else {
             return Ok(self.container.cgroup());
         };
-        let Some(own) = &self.container.saved.cgroup else {
-            return Ok(None);
+        let own = self.container.cgroup().ok_or_else(|| {
+            Error::Usage("--cgroup: the container has no cgroup of its own".into())
+        })?;
+        Ok(Some(own.below(below)?))
+    }
+
+    /// Moves the process, which waits for that, into its cgroup.
+    fn enter(&self, cgroup: &Cgroup, pid: i32) -> Result<()> {
+        let refused = match cgroup.attach(pid) {
+            // Divided among children since: where init is now. Not when the cgroup was asked for.
+            Err(error) if error.errno() == Some(libc::EBUSY) && self.below.is_none() => {
+                let init = self.container.live_init()?;
+                return Ok(Cgroup::of_process(&Hierarchies::detect()?, init)?.attach(pid)?);
+            }
+            Err(error) if matches!(error.errno(), Some(libc::EACCES | libc::EPERM)) => error,
+            other => return Ok(other?),
         };
-        let hierarchies = Hierarchies::detect()?;
-        let Some(base) = own.places.first() else {
-            return Ok(None);
-        };
-        let root = hierarchies
-            .list()
-            .iter()
-            .find_map(|h| base.path.strip_prefix(&h.mount_point).ok());
-        let Some(root) = root else { return Ok(None) };
-        let path = CgroupPath::below_root(&root.join(below.strip_prefix("/").unwrap_or(below)))?;
-        Ok(Some(Cgroup::open(&hierarchies, &path)?))
+        match &self.container.saved.unit {
+            Some(unit) if unit.is_of_user() && self.below.is_none() => unit::attach(unit, pid),
+            Some(_) | None if !is_root_of_the_machine() => {
+                // As runc: an ordinary user who comes from another session has no way in.
+                log::warn!(
+                    "exec: the process stays in the caller's cgroup: {}",
+                    crate::error::chain(&refused)
+                );
+                Ok(())
+            }
+            Some(_) | None => Err(refused.into()),
+        }
     }
 
     /// Registers the process, lets it go and waits until it has become the program.
@@ -400,9 +425,14 @@ impl Execution<'_> {
         &self,
         context: &Context,
         link: &mut Link,
+        late: Option<&Cgroup>,
         shim: Option<&Shim>,
         deadline: &Deadline,
     ) -> Result<()> {
+        if let Some(cgroup) = late {
+            self.enter(cgroup, link.pid)?;
+            link.go()?;
+        }
         if let Some(rdt) = &self.container.saved.intel_rdt {
             rdt.add(link.pid)?;
         }
@@ -487,7 +517,7 @@ fn run_inside(context: &Context, container: &Container, hook: &Hook, state: &[u8
         container,
         process: &process,
         preserve_fds: 0,
-        cgroup: None,
+        below: None,
         stdio: Some([stdin.into(), writer, second]),
     };
     let limit = hook
@@ -496,8 +526,9 @@ fn run_inside(context: &Context, container: &Container, hook: &Hook, state: &[u8
         .filter(|seconds| *seconds > 0)
         .map_or(crate::hooks::DEFAULT_TIMEOUT, Duration::from_secs);
     let deadline = Deadline::named("hook", limit, "startContainer hook");
-    let mut link = execution.launch(None, false)?;
-    if let Err(error) = execution.accompany(context, &mut link, None, &deadline) {
+    let (mut link, late) = execution.launch(None, false)?;
+    let ran = execution.accompany(context, &mut link, late.as_ref(), None, &deadline);
+    if let Err(error) = ran {
         link.kill();
         return Err(error);
     }

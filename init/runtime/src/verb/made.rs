@@ -1,6 +1,7 @@
 //! What `create` and `restore` have in common: what is written down before anything is made, and what is taken back when
 //! it fails.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -90,11 +91,21 @@ pub(super) fn record(
         memory_policy: bundle.linux()?.memory_policy().clone(),
         personality: bundle.linux()?.personality().clone(),
         no_new_keyring: options.no_new_keyring,
+        keyring: (!options.no_new_keyring).then(|| keyring(id)),
         namespaces: bundle.namespaces().iter().map(|n| n.typ()).collect(),
         process: bundle.process()?.clone(),
         hooks: spec.hooks().clone(),
         seccomp: filter.map(|filter| filter.saved.clone()),
     })
+}
+
+/// A name that no other container's session keyring has, whatever its id: keyrings are found by their name among all of
+/// a user, so another root's or containerd namespace's container of the same id, or one that has guessed the name
+/// beforehand, would share the keys.
+fn keyring(id: &ContainerId) -> String {
+    // The hasher's keys come from the kernel's random numbers.
+    let random = RandomState::new().build_hasher().finish();
+    format!("_ses.{id}.{random:016x}")
 }
 
 /// The device rules of the specification, and after them the devices every container has.

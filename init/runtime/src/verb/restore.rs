@@ -12,7 +12,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use holdfast_cgroups::systemd::Unit;
 use holdfast_cgroups::{Cgroup, CgroupPath, Driver, Hierarchies, When};
 use holdfast_record::{ContainerId, Deadline};
 use oci_spec::runtime::LinuxNamespaceType as Type;
@@ -20,7 +19,7 @@ use oci_spec::runtime::LinuxNamespaceType as Type;
 use super::create::{self, Console, DEFAULT_CGROUP_PARENT, console_socket};
 use super::made::{self, Undo};
 use super::unit::NewUnit;
-use super::{Context, delete, run, state};
+use super::{Context, delete, rootless, run, state, unit};
 use crate::bundle::{Bundle, cstring, namespace};
 use crate::criu::message::{Kind, Message, Response, opt, request};
 use crate::criu::request::{
@@ -150,7 +149,7 @@ impl Restoration<'_> {
         let hierarchies = Hierarchies::detect()?;
         let spec = linux.cgroups_path().as_deref();
         let (unit, path) = if self.context.systemd_cgroup {
-            let unit = Unit::new(spec, self.id.as_str())?;
+            let unit = unit::unit(spec, self.id.as_str(), &hierarchies)?;
             let path = CgroupPath::of_unit(&unit);
             (Some(unit), path)
         } else {
@@ -212,7 +211,7 @@ impl Restoration<'_> {
         };
         made::save(self.dir, &mut saved, cgroup)?;
         made::delegate(bundle, cgroup)?;
-        cgroup.apply(&devices, When::Create)?;
+        rootless::restrict(cgroup, &devices)?;
         if let Some(resources) = linux.resources() {
             let mut limits = resources.clone();
             limits.set_devices(None);

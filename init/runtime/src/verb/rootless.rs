@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use holdfast_cgroups::{Cgroup, When};
 use oci_spec::runtime::LinuxResources;
 
 use crate::error::{Error, Result};
@@ -52,4 +53,21 @@ pub(super) fn do_without_cgroup(
     }
     log::warn!("rootless: the container has no cgroup of its own, as none could be made: {told}");
     Ok(())
+}
+
+/// The device rules of a new container. An ordinary user has no right to load the program that enforces them on
+/// cgroup v2, and can go without, as with runc: the files in /dev let nobody do more than that user may.
+///
+/// # Errors
+/// For root, whatever went wrong; for others whatever is not that right.
+pub(super) fn restrict(cgroup: &Cgroup, devices: &LinuxResources) -> Result<()> {
+    match cgroup.apply(devices, When::Create) {
+        Err(error @ holdfast_cgroups::Error::Bpf { .. })
+            if error.errno() == Some(libc::EPERM) && !is_root_of_the_machine() =>
+        {
+            log::debug!("rootless: {}, ignoring", crate::error::chain(&error));
+            Ok(())
+        }
+        other => Ok(other?),
+    }
 }
