@@ -5,6 +5,7 @@ use std::error::Error;
 use containerd_shim_protos::ttrpc::proto::{Code, Status};
 
 use holdfast_record::Reason;
+pub(crate) use holdfast_record::chain;
 
 use crate::task::state::Refusal;
 
@@ -99,18 +100,6 @@ impl Fault {
     pub(crate) fn into_status(self) -> Status {
         containerd_shim_protos::ttrpc::get_status(self.code, self.text)
     }
-}
-
-/// An error with everything it was caused by, once.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut out = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        out.push_str(": ");
-        out.push_str(&error.to_string());
-        cause = error.source();
-    }
-    out
 }
 
 impl From<Refusal> for Fault {

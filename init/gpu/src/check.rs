@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_cdi::{Registry, host_node};
+use holdfast_record::chain;
 use serde::Serialize;
 
 use crate::config::{self, Config};
@@ -179,18 +180,6 @@ pub fn check(node: &Node, location: &config::Location) -> Vec<Finding> {
     cdi_files(&config, needs, &mut out);
     persistence(node, &mut out);
     out
-}
-
-/// An error with everything behind it.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
 
 /// The kernel module's version.

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use flags::{Command, Flags};
+use holdfast_record::chain;
 use state::State;
 
 use crate::config::{self, Config};
@@ -330,16 +331,4 @@ pub(crate) fn read_state(bytes: &[u8]) {
 /// For [`crate::fuzz`]: reads a specification as [`main`] does.
 pub(crate) fn read_spec(bytes: &[u8]) {
     let _ = spec::read(bytes);
-}
-
-/// The error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

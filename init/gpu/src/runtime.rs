@@ -28,6 +28,7 @@ use std::{env, fs};
 
 use self::log::Log;
 use arguments::{bundle, has_create, has_version};
+use holdfast_record::chain;
 
 use crate::config::{self, Config};
 use crate::hook;
@@ -126,17 +127,6 @@ pub fn main(
     // Standard error may be gone; there is nobody left to tell.
     let _ = io::stderr().write_all(log::text_line("error", &text).as_bytes());
     ExitCode::FAILURE
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
 
 fn run(name: &OsStr, arguments: &[OsString], log: &mut Log) -> Result<Next, Error> {

@@ -22,6 +22,7 @@
 //! systemd's is always called *journald*.
 
 pub mod barrier;
+mod chain;
 pub mod crc;
 pub mod deadline;
 pub mod exit;
@@ -38,6 +39,7 @@ pub mod witness;
 mod sys;
 mod text;
 
+pub use chain::chain;
 pub use deadline::{Deadline, Expired};
 pub use exit::{Exit, ExitStatus, Signal};
 pub use ids::{ContainerId, ExecId, Namespace};

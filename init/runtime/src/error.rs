@@ -5,10 +5,10 @@
 //! containerd's and docker's shims match on them (`does not exist`, `container not running`,
 //! `executable file not found in $PATH`); those variants say so.
 
-use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
+pub use holdfast_record::chain;
 use holdfast_record::ids::InvalidId;
 
 /// Result of anything in the runtime.
@@ -174,18 +174,6 @@ impl Error {
             problem: problem.into(),
         }
     }
-}
-
-/// The error and its causes in one line, joined by `: `.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ": {next}");
-        cause = next.source();
-    }
-    text
 }
 
 /// Names the attempt beside an errno.

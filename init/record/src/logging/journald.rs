@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::net::UnixDatagram;
 
 use super::Places;
+use crate::chain;
 use crate::ledger::{Ledger, Record};
 use crate::text::head;
 use crate::why;
@@ -128,16 +129,4 @@ pub fn publish(ledger: &Ledger, places: &Places, record: &Record) {
             record.code
         ),
     }
-}
-
-/// An error and its sources on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
