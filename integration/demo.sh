@@ -46,7 +46,7 @@ clean() {
 	for entry in /proc/[0-9]*/cmdline; do
 		pid=${entry#/proc/}; pid=${pid%/cmdline}
 		[ "$pid" != $$ ] || continue
-		if tr '\0' ' ' <"$entry" 2>/dev/null | grep -q -F -- "$here"; then kill -9 "$pid" 2>/dev/null || true; fi
+		if tr '\0' ' ' 2>/dev/null <"$entry" | grep -q -F -- "$here"; then kill -9 "$pid" 2>/dev/null || true; fi
 	done
 	sed -n "s,^[^ ]* [^ ]* [^ ]* [^ ]* \($here[^ ]*\) .*,\1,p" /proc/self/mountinfo | sort -r |
 		while read -r point; do umount -l "$point" 2>/dev/null || true; done
