@@ -65,6 +65,7 @@ test-faults: build test-needs tools ## the shim fails at every step: built with 
 test-v2: build ## the runtime's tests on pure cgroup v2 with systemd, in a booted kernel (TESTS= picks some)
 	@integration/uml.sh $(TESTS)
 	@$(if $(TESTS),,CGROUPS=v1 integration/uml.sh runtime_systemd && CGROUPS=hybrid integration/uml.sh runtime_systemd)
+	@$(if $(TESTS),,integration/shutdown.sh)
 
 demo: build test-needs ## a container from start to end under a private containerd, every step checked
 	integration/demo.sh

@@ -21,8 +21,8 @@ use crate::resume::image::{self, Begun};
 use crate::resume::{self};
 use crate::service::TaskService;
 use crate::sys;
-use crate::task::Shim;
 use crate::task::scribe::Scribe;
+use crate::task::{Shim, node};
 use crate::wire::server::{Connection, contain, serve_connection};
 
 /// Where `start` leaves the listening socket.
@@ -264,9 +264,10 @@ pub(crate) fn close(shim: &Shim) -> bool {
 }
 
 /// A signal ends the shim only when that costs no container.
-fn may_end(name: &str, shim: &Shim) -> bool {
+fn may_end(name: &str, shim: &Arc<Shim>) -> bool {
     let close = close(shim);
     if !close {
+        node::is_told_to_end(shim);
         log::warn!("{name} ignored: containers live here; end them through containerd");
     }
     close

@@ -39,6 +39,7 @@
 
 pub(crate) mod journal;
 pub(crate) mod launch;
+pub(crate) mod node;
 pub(crate) mod owner;
 pub(crate) mod reason;
 pub(crate) mod record;
