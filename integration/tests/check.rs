@@ -74,6 +74,48 @@ fn people_get_sentences_and_scripts_an_exit_code() {
 }
 
 #[test]
+fn what_could_not_be_looked_at_is_no_finding() {
+    let said = run(&["--no-such-option"], &[]);
+    assert_eq!(said.code(), 1, "{said}");
+}
+
+/// What one runs first: on a node that has nothing of ours.
+#[test]
+fn a_node_with_runc_and_containerds_own_shim_is_not_accused() {
+    let Some(mut containerd) = Containerd::start(Version::V1_6, "check", &Extra::default()) else {
+        return;
+    };
+    "io.containerd.runc.v2".clone_into(&mut containerd.runtime_type);
+    let pid = containerd.start_task("box", &[], &["sleep", "600"]);
+    let shims = containerd.shims();
+    assert!(
+        shims.iter().any(|shim| shim.command.contains("runc-v2")),
+        "{shims:?}"
+    );
+    let said = run(&["--json"], &[]);
+    assert!([0, 2, 3].contains(&said.code()), "{said}");
+    let report: Value = serde_json::from_str(&said.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    let folder = text(&containerd.path(""));
+    for about in shims.iter().map(|shim| shim.pid).chain([pid]) {
+        let ours = format!("pid {about} ");
+        let accused = findings.iter().find(|finding| {
+            let finding = finding.to_string();
+            finding.contains(&ours) || finding.contains(&folder)
+        });
+        assert!(accused.is_none(), "{accused:?}");
+    }
+    // It was looked at all the same.
+    let in_order = report["in_order"].to_string();
+    let daemon = format!("(pid {})", containerd.pid());
+    let other = findings
+        .iter()
+        .any(|finding| finding["check"] == "containerd");
+    assert!(in_order.contains(&daemon) || other, "{said}");
+    containerd.end_task("box");
+}
+
+#[test]
 fn a_containerd_with_mounts_of_its_own() {
     let extra = Extra {
         own_mounts: Some("slave"),
