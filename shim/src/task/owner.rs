@@ -4,10 +4,13 @@
 //! the reaper). It never waits for anything else. Start, Pause, Resume, Update, Checkpoint
 //! and Delete of the container come one after the other; everything else goes at once.
 
+mod change;
 mod commands;
 mod config;
 mod create;
+mod end;
 pub(super) mod keep;
+mod kill;
 mod react;
 mod tell;
 
