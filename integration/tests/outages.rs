@@ -45,6 +45,7 @@ fn last(began: Instant, whole: Duration, shim: &Shim) {
         assert_eq!(shim.state("box", "").unwrap().status.value(), 2);
         let took = asked.elapsed();
         assert!(took < Duration::from_secs(5), "State took {took:?}");
+        // The outage is as long as it is; this only says how often the shim is asked.
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -226,6 +227,7 @@ impl Silence {
                 for connection in &mut open {
                     heard += connection.read(&mut bytes).unwrap_or(0);
                 }
+                // One thread for all connections, so it asks one after the other.
                 std::thread::sleep(Duration::from_millis(5));
             }
             heard

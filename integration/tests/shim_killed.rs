@@ -239,12 +239,7 @@ impl Drop for ShimCgroup {
     fn drop(&mut self) {
         for folder in &self.folders {
             // Whoever was in it may not be gone yet.
-            for _ in 0..100 {
-                if std::fs::remove_dir(folder).is_ok() || !folder.exists() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            leaks::remove_busy_folder(folder, Duration::from_secs(2));
             let _ = std::fs::remove_dir(folder.parent().unwrap());
         }
     }

@@ -323,7 +323,6 @@ fn block(out: &mut dyn Sink, len: usize, bytes: &[u8]) {
     out.append(&[0; 8][..padding(bytes.len())]);
 }
 
-/// Owned backing bytes of a [`List`] or [`Words`], for the builder's side.
 impl<'a> List<'a> {
     /// Borrows `bytes`, which hold `count` strings, each with its NUL.
     ///

@@ -26,7 +26,8 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
 
     stage.order("kill", Fault::Delay(SLOW));
     kill(Pid::from_raw(guest), Signal::SIGKILL).map_err(|e| e.to_string())?;
-    // The exit has to reach the shim before the exec does.
+    // The exit has to reach the shim before the exec does, which neither shim announces before its
+    // slow kill is over: a moment has to do.
     super::within(PROMPT, || (!crate::leaks::is_alive(guest)).then_some(()));
     thread::sleep(Duration::from_millis(100));
     let during = stage.exec("keeper", "during", &["true"], SLOW * 3);
