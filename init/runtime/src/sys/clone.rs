@@ -7,6 +7,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use holdfast_cgroups::Entrance;
 use holdfast_plan::report::{Fault, MAX_FRAME, Report};
 
+pub(crate) use super::child::Cloned;
+
+use super::child;
+
 /// What the clone does to the child's user namespace.
 ///
 /// execve takes the capabilities of a process that is not root in its user namespace, so it
@@ -45,58 +49,51 @@ pub(crate) struct Clone3<'a> {
     pub(crate) stdio: Option<[BorrowedFd<'a>; 3]>,
 }
 
-/// A process that was just made, not waited for.
-#[derive(Debug)]
-pub(crate) struct Cloned {
-    pub(crate) pid: i32,
-    pub(crate) pidfd: OwnedFd,
-}
-
 /// Clones and executes the image in the child.
 ///
 /// The caller must be single-threaded only in so far as the child, between clone and
 /// execve, makes nothing but system calls: no allocation, no lock.
 pub(crate) fn clone_and_execute(request: &Clone3<'_>) -> io::Result<Cloned> {
-    let mut pidfd: libc::c_int = -1;
     let argv = [
         request.args[0].as_ptr(),
         request.args[1].as_ptr(),
         request.args[2].as_ptr(),
         std::ptr::null(),
     ];
-    let pid = clone3(request, &mut pidfd)?;
-    if pid == 0 {
-        // SAFETY: the child of a clone without CLONE_VM has its own copy of this stack; it
-        // only makes system calls on memory prepared above and leaves by execveat or _exit.
-        unsafe {
-            libc::fcntl(request.keep.as_raw_fd(), libc::F_SETFD, 0);
-            if let Some(Err(error)) = request.entrance.map(Entrance::enter) {
-                give_up(request, &error, b"enter the v1 cgroups");
-            }
-            if let Err(error) = become_root(request) {
-                give_up(request, &error, b"become root of the user namespace");
-            }
-            if let Some(stdio) = &request.stdio {
-                for (to, from) in (0..).zip(stdio) {
-                    libc::dup2(from.as_raw_fd(), to);
-                }
-            }
-            let envp = [std::ptr::null::<libc::c_char>()];
-            libc::syscall(
-                libc::SYS_execveat,
-                request.image.as_raw_fd(),
-                c"".as_ptr(),
-                argv.as_ptr(),
-                envp.as_ptr(),
-                libc::AT_EMPTY_PATH,
-            );
-            give_up(request, &io::Error::last_os_error(), b"execveat");
-        }
+    let kind = child::Kind {
+        namespaces: request.namespaces,
+        sibling: request.sibling,
+        cgroup: request.cgroup,
+    };
+    // SAFETY: below, the child only makes system calls on memory prepared above, and leaves by execveat or _exit.
+    if let Some(cloned) = unsafe { child::clone(kind) }? {
+        return Ok(cloned);
     }
-    // SAFETY: clone3 succeeded with CLONE_PIDFD, so the kernel stored a new descriptor that
-    // nobody else owns.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Cloned { pid, pidfd })
+    // SAFETY: the child's own descriptors, strings and arrays that end with NULL and live in its copy of this frame.
+    unsafe {
+        libc::fcntl(request.keep.as_raw_fd(), libc::F_SETFD, 0);
+        if let Some(Err(error)) = request.entrance.map(Entrance::enter) {
+            give_up(request, &error, b"enter the v1 cgroups");
+        }
+        if let Err(error) = become_root(request) {
+            give_up(request, &error, b"become root of the user namespace");
+        }
+        if let Some(stdio) = &request.stdio {
+            for (to, from) in (0..).zip(stdio) {
+                libc::dup2(from.as_raw_fd(), to);
+            }
+        }
+        let envp = [std::ptr::null::<libc::c_char>()];
+        libc::syscall(
+            libc::SYS_execveat,
+            request.image.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+        give_up(request, &io::Error::last_os_error(), b"execveat")
+    }
 }
 
 /// In the child: waits for the maps and takes id 0. Raw system calls: glibc's wrappers would
@@ -147,43 +144,6 @@ fn give_up(request: &Clone3<'_>, error: &io::Error, what: &[u8]) -> ! {
     unsafe {
         libc::write(request.keep.as_raw_fd(), frame.as_ptr().cast(), len);
         libc::_exit(124)
-    }
-}
-
-/// linux/sched.h; libc's constant does not fit its type.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-
-fn clone3(request: &Clone3<'_>, pidfd: &mut libc::c_int) -> io::Result<i32> {
-    let mut flags = request.namespaces | libc::CLONE_PIDFD.cast_unsigned() as u64;
-    if request.sibling {
-        flags |= libc::CLONE_PARENT.cast_unsigned() as u64;
-    }
-    // SAFETY: all-zero bytes are a valid clone_args: no stack, no tid, no tls.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    if let Some(cgroup) = request.cgroup {
-        flags |= CLONE_INTO_CGROUP;
-        args.cgroup = cgroup.as_raw_fd().cast_unsigned().into();
-    }
-    args.flags = flags;
-    args.pidfd = std::ptr::from_mut(pidfd) as u64;
-    // With CLONE_PARENT the kernel takes our own exit signal and wants 0 here.
-    args.exit_signal = if request.sibling {
-        0
-    } else {
-        libc::SIGCHLD.cast_unsigned().into()
-    };
-    // SAFETY: `args` is valid for its size; without CLONE_VM the child gets a copy of the
-    // address space and continues on its own copy of this stack, as after fork.
-    let pid = unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            &raw const args,
-            size_of::<libc::clone_args>(),
-        )
-    };
-    match i32::try_from(pid) {
-        Ok(pid) if pid >= 0 => Ok(pid),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! All unsafe code of the runtime.
 #![allow(unsafe_code)]
 
+mod child;
 pub(crate) mod clone;
 pub(crate) mod fd;
 pub(crate) mod probe;

@@ -7,6 +7,8 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use super::child::{self, Cloned};
+
 /// What the child is to become.
 pub(crate) struct Spawn<'a> {
     /// The program, as `execve(2)` takes it.
@@ -89,8 +91,8 @@ pub(crate) fn refusal(report: &[u8]) -> Option<(Step, io::Error)> {
 
 /// Makes the child. Returns as soon as it exists.
 pub(crate) fn spawn(request: &Spawn<'_>) -> io::Result<Spawned> {
-    let argv = pointers(request.args);
-    let envp = pointers(request.env);
+    let argv = child::pointers(request.args);
+    let envp = child::pointers(request.env);
     let (report, answer) = pipe()?;
     // Above the standard streams, so that setting those up cannot overwrite what is still needed.
     let answer = above_stdio(answer.as_fd())?;
@@ -99,34 +101,23 @@ pub(crate) fn spawn(request: &Spawn<'_>) -> io::Result<Spawned> {
         above_stdio(request.stdio[1])?,
         above_stdio(request.stdio[2])?,
     ];
-    let (pid, pidfd) = clone()?;
-    if pid == 0 {
-        let prepared = Prepared {
-            request,
-            argv: &argv,
-            envp: &envp,
-            stdio: [
-                stdio[0].as_raw_fd(),
-                stdio[1].as_raw_fd(),
-                stdio[2].as_raw_fd(),
-            ],
-        };
-        // SAFETY: this is the child of a clone without CLONE_VM; `argv` and `envp` are NULL-terminated arrays of
-        // strings that live in its copy of this frame, and nothing below allocates or takes a lock.
-        unsafe { become_program(&prepared, answer.as_raw_fd()) }
+    let prepared = Prepared {
+        request,
+        argv: &argv,
+        envp: &envp,
+        stdio: [
+            stdio[0].as_raw_fd(),
+            stdio[1].as_raw_fd(),
+            stdio[2].as_raw_fd(),
+        ],
+    };
+    // SAFETY: nothing that the child does below allocates or takes a lock.
+    match unsafe { child::clone(child::Kind::default()) }? {
+        Some(Cloned { pid, pidfd }) => Ok(Spawned { pid, pidfd, report }),
+        // SAFETY: this is the child; `argv` and `envp` are NULL-terminated arrays of strings that live in its copy
+        // of this frame.
+        None => unsafe { become_program(&prepared, answer.as_raw_fd()) },
     }
-    // SAFETY: clone3 with CLONE_PIDFD has stored a new descriptor that nobody else owns.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Spawned { pid, pidfd, report })
-}
-
-fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    let ends = std::iter::once(std::ptr::null());
-    strings
-        .iter()
-        .map(|text| text.as_ptr())
-        .chain(ends)
-        .collect()
 }
 
 struct Prepared<'a> {
@@ -187,12 +178,10 @@ unsafe fn enter(prepared: &Prepared<'_>) -> Step {
         {
             return Step::Cwd;
         }
-        // Rust ignores SIGPIPE and the mask is whatever our caller had; a hook expects neither.
+        // Rust ignores SIGPIPE, which a hook does not expect.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-        close_on_exec_above_stdio();
+        child::unblock_signals();
+        nothing_survives();
         libc::execve(
             request.path.as_ptr(),
             prepared.argv.as_ptr(),
@@ -206,46 +195,16 @@ unsafe fn enter(prepared: &Prepared<'_>) -> Step {
 ///
 /// # Safety
 /// Only in a child: it changes the whole descriptor table.
-unsafe fn close_on_exec_above_stdio() {
-    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+unsafe fn nothing_survives() {
     /// What a kernel before 5.11 gets; a runtime has few descriptors and low ones.
     const LAST: RawFd = 4096;
-    // SAFETY: integers only.
+    // SAFETY: as promised by the caller; integers only.
     unsafe {
-        if libc::syscall(
-            libc::SYS_close_range,
-            3,
-            libc::c_uint::MAX,
-            CLOSE_RANGE_CLOEXEC,
-        ) < 0
-        {
+        if !child::close_on_exec_above_stdio() {
             for fd in 3..LAST {
                 libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
             }
         }
-    }
-}
-
-/// `clone3` with nothing shared and a pidfd: (0, _) in the child, (pid, pidfd) in the parent.
-fn clone() -> io::Result<(i32, RawFd)> {
-    let mut pidfd: RawFd = -1;
-    // SAFETY: clone_args is plain numbers, for which all zero bytes are a value.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = libc::CLONE_PIDFD.cast_unsigned().into();
-    args.pidfd = (&raw mut pidfd).expose_provenance() as u64;
-    args.exit_signal = libc::SIGCHLD.cast_unsigned().into();
-    // SAFETY: `args` is a live clone_args of the size given and its pidfd points to a live int. No CLONE_VM: the child
-    // has its own copy of this stack, as after fork.
-    let pid = unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            &raw mut args,
-            size_of::<libc::clone_args>(),
-        )
-    };
-    match i32::try_from(pid) {
-        Ok(pid) if pid >= 0 => Ok((pid, pidfd)),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use super::child::{self, Cloned};
 use super::clone::{signal_pidfd, wait_pidfd};
 
 /// Makes a user namespace with these maps (lines as in `/proc/PID/uid_map`).
@@ -57,25 +58,15 @@ struct Inhabitant {
 impl Inhabitant {
     fn start() -> io::Result<Self> {
         let parent = std::process::id();
-        let mut pidfd: libc::c_int = -1;
-        // SAFETY: all-zero bytes are a valid clone_args: no stack, no tid, no tls.
-        let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-        let flags = libc::CLONE_NEWUSER | libc::CLONE_PIDFD;
-        args.flags = flags.cast_unsigned().into();
-        args.pidfd = (&raw mut pidfd).expose_provenance() as u64;
-        args.exit_signal = libc::SIGCHLD.cast_unsigned().into();
-        // SAFETY: `args` is valid for its size and its pidfd points to a live int; without
-        // CLONE_VM the child gets a copy of the address space, as after fork.
-        let pid = unsafe {
-            libc::syscall(
-                libc::SYS_clone3,
-                &raw mut args,
-                size_of::<libc::clone_args>(),
-            )
+        let kind = child::Kind {
+            namespaces: libc::CLONE_NEWUSER.cast_unsigned().into(),
+            ..child::Kind::default()
         };
-        if pid == 0 {
-            // SAFETY: system calls on integers only, until the process is killed.
-            unsafe {
+        // SAFETY: the child makes system calls on integers only, until it is killed.
+        match unsafe { child::clone(kind) }? {
+            Some(Cloned { pid, pidfd }) => Ok(Self { pid, pidfd }),
+            // SAFETY: integers only.
+            None => unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 if libc::getppid().cast_unsigned() != parent {
                     libc::_exit(1);
@@ -83,16 +74,7 @@ impl Inhabitant {
                 loop {
                     libc::pause();
                 }
-            }
-        }
-        match i32::try_from(pid) {
-            Ok(pid) if pid > 0 => Ok(Self {
-                pid,
-                // SAFETY: clone3 succeeded with CLONE_PIDFD, so the kernel stored a new
-                // descriptor that nobody else owns.
-                pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
-            }),
-            _ => Err(io::Error::last_os_error()),
+            },
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use super::clone::Cloned;
+use super::child::{self, Cloned};
 use super::spawn::pipe;
 
 /// What is started.
@@ -27,57 +27,26 @@ pub(crate) struct Worker<'a> {
 /// Starts it. The second value is at its end once the program runs; four bytes of errno come
 /// out of it when it does not.
 pub(crate) fn start(worker: &Worker<'_>) -> io::Result<(Cloned, OwnedFd)> {
-    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-        let ends = std::iter::once(std::ptr::null());
-        strings
-            .iter()
-            .map(|text| text.as_ptr())
-            .chain(ends)
-            .collect()
-    };
-    let (argv, envp) = (pointers(worker.args), pointers(worker.env));
+    let (argv, envp) = (child::pointers(worker.args), child::pointers(worker.env));
     let (report, answer) = pipe()?;
     let keep: Vec<RawFd> = worker.keep.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut pidfd: RawFd = -1;
-    // SAFETY: all-zero bytes are a valid clone_args: no stack, no tid, no tls.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    let mut flags = libc::CLONE_PIDFD;
-    if worker.sibling {
-        flags |= libc::CLONE_PARENT;
-    } else {
-        args.exit_signal = libc::SIGCHLD.cast_unsigned().into();
-    }
-    args.flags = flags.cast_unsigned().into();
-    args.pidfd = (&raw mut pidfd).expose_provenance() as u64;
-    // SAFETY: `args` is valid for its size and its pidfd points to a live int; without CLONE_VM
-    // the child has its own copy of this stack, as after fork.
-    let pid = unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            &raw const args,
-            size_of::<libc::clone_args>(),
-        )
+    let kind = child::Kind {
+        sibling: worker.sibling,
+        ..child::Kind::default()
     };
-    if pid == 0 {
-        // SAFETY: the child; everything it uses was made above and lives in its copy of this
-        // frame, and it only makes system calls until it leaves by execve or _exit.
-        unsafe {
-            if enter(worker.root) && keep_only(&keep) {
-                libc::execve(worker.path.as_ptr(), argv.as_ptr(), envp.as_ptr());
-            }
-            let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
-            let bytes = errno.to_ne_bytes();
-            libc::write(answer.as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
-            libc::_exit(127)
-        }
+    // SAFETY: all that the child uses was made above; it only makes system calls until it leaves by execve or _exit.
+    if let Some(cloned) = unsafe { child::clone(kind) }? {
+        return Ok((cloned, report));
     }
-    match i32::try_from(pid) {
-        Ok(pid) if pid > 0 => {
-            // SAFETY: clone3 with CLONE_PIDFD has stored a new descriptor that nobody else owns.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok((Cloned { pid, pidfd }, report))
+    // SAFETY: the child; NULL-terminated arrays and strings that live in its copy of this frame.
+    unsafe {
+        if enter(worker.root) && keep_only(&keep) {
+            libc::execve(worker.path.as_ptr(), argv.as_ptr(), envp.as_ptr());
         }
-        _ => Err(io::Error::last_os_error()),
+        let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        let bytes = errno.to_ne_bytes();
+        libc::write(answer.as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
+        libc::_exit(127)
     }
 }
 
@@ -105,26 +74,13 @@ unsafe fn enter(root: Option<&CStr>) -> bool {
 /// # Safety
 /// Only in a child: it changes the whole descriptor table.
 unsafe fn keep_only(keep: &[RawFd]) -> bool {
-    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
-    // SAFETY: integers only, and an initialised signal set.
+    // SAFETY: as promised by the caller; integers only.
     unsafe {
-        if libc::syscall(
-            libc::SYS_close_range,
-            3,
-            libc::c_uint::MAX,
-            CLOSE_RANGE_CLOEXEC,
-        ) < 0
-        {
-            return false;
-        }
-        for fd in keep {
-            if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
-                return false;
-            }
-        }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) == 0
+        child::close_on_exec_above_stdio()
+            && keep
+                .iter()
+                .all(|fd| libc::fcntl(*fd, libc::F_SETFD, 0) == 0)
+            && child::unblock_signals()
     }
 }
 
