@@ -516,7 +516,8 @@ fn annotations(scratch: &Scratch) {
     };
     assert_eq!(annotations[checkpoint], "true");
     // How podman finds out, before it asks for a checkpoint.
-    scratch.call(&["checkpoint", "--help"]).ok();
+    let help = scratch.call(&["checkpoint", "--help"]);
+    assert!(help.ok().contains("--tcp-established"), "{help}");
     let said = scratch
         .call(&["restore", "--lsm-profile"])
         .failed()

@@ -45,35 +45,12 @@ pub(super) fn run(args: impl Iterator<Item = OsString>) -> (Result<i32>, bool) {
     }
 }
 
-/// The verbs whose help is asked for by name.
-const VERBS: [&str; 18] = [
-    "create",
-    "run",
-    "start",
-    "state",
-    "kill",
-    "delete",
-    "exec",
-    "ps",
-    "list",
-    "pause",
-    "resume",
-    "update",
-    "events",
-    "checkpoint",
-    "restore",
-    "spec",
-    "features",
-    "why",
-];
-
 fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32> {
     // podman and others ask for the help of a verb to know whether it is there.
-    let first = parser
-        .try_raw_args()
-        .and_then(|args| args.peek().map(OsString::from));
-    if first.is_some_and(|word| word == "--help" || word == "-h") && VERBS.contains(&command) {
-        return print(help::HELP.trim_end());
+    if help::is_next(parser)
+        && let Some(text) = help::of(command)
+    {
+        return print(&text);
     }
     match command {
         "create" => {

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::commands::{pretty, print};
 use super::global::{flag, path, usage};
+use super::help;
 use crate::error::{Error, Result};
 use crate::gpu::{Handler, attached, plan};
 use crate::verb::Context;
@@ -18,12 +19,24 @@ use crate::verb::Context;
 /// # Errors
 /// A wrong command line, or what the command fails with.
 pub(super) fn run(context: &Context, parser: &mut Parser) -> Result<i32> {
-    match parser.next().map_err(usage)? {
-        Some(Arg::Value(word)) if word == "plan" => plan_command(context, parser),
-        Some(Arg::Value(word)) if word == "check" => check_command(context, parser),
-        Some(other) => Err(usage(other.unexpected())),
-        None => Err(Error::Usage("gpu wants plan or check".into())),
+    let word = match parser.next().map_err(usage)? {
+        Some(Arg::Value(word)) => word,
+        Some(other) => return Err(usage(other.unexpected())),
+        None => return Err(neither()),
+    };
+    if help::is_next(parser) {
+        let text = help::of(&format!("gpu {}", word.display()));
+        return print(&text.ok_or_else(neither)?);
     }
+    match word.to_str() {
+        Some("plan") => plan_command(context, parser),
+        Some("check") => check_command(context, parser),
+        Some(_) | None => Err(neither()),
+    }
+}
+
+fn neither() -> Error {
+    Error::Usage("gpu wants plan or check".into())
 }
 
 fn plan_command(context: &Context, parser: &mut Parser) -> Result<i32> {

@@ -1,5 +1,9 @@
 //! What `--help` and `--version` print.
 
+use std::ffi::OsString;
+
+use lexopt::Parser;
+
 /// Version of the runtime specification that is implemented.
 pub(super) const SPEC: &str = crate::features::OCI_VERSION_MAX;
 
@@ -65,3 +69,63 @@ global options
   --debug               more in the log
   --version, --help
 ";
+
+/// Whether the next word asks for help. Only the next: behind an ID of exec it is the container's.
+pub(super) fn is_next(parser: &mut Parser) -> bool {
+    let next = parser
+        .try_raw_args()
+        .and_then(|args| args.peek().map(OsString::from));
+    next.is_some_and(|word| word == "--help" || word == "-h")
+}
+
+/// The part of [`HELP`] that is about a command, or none when there is no such command.
+pub(super) fn of(command: &str) -> Option<String> {
+    if !command.starts_with(|first: char| first.is_ascii_lowercase()) {
+        return None;
+    }
+    let mut lines = String::new();
+    let mut inside = false;
+    for line in HELP.lines() {
+        let entry = line.strip_prefix("  ");
+        // What goes on on the next line stands further to the right.
+        if !entry.is_some_and(|rest| rest.starts_with(' ')) {
+            let rest = entry.and_then(|entry| entry.strip_prefix(command));
+            inside = rest.is_some_and(|rest| rest.starts_with(' ') || rest.is_empty());
+        }
+        if inside {
+            lines += "\n";
+            lines += line;
+        }
+    }
+    if lines.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "usage: holdfast [global options] COMMAND [options] [arguments]\n{lines}\n\n\
+         All commands and the global options: holdfast --help. More: holdfast(8)."
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_s_help_is_its_own_lines() {
+        let create = of("create").unwrap();
+        assert!(create.contains("  create  [--bundle DIR]") && create.contains("--preserve-fds"));
+        assert!(!create.contains("start") && !create.contains("containers"));
+        let gpu = of("gpu").unwrap();
+        assert!(gpu.contains("gpu plan") && gpu.contains("gpu check"));
+        assert!(!of("gpu plan").unwrap().contains("gpu check"));
+        let shims = of("shims").unwrap();
+        assert!(shims.contains("shims   [--json]") && !shims.contains("upgrade"));
+    }
+
+    #[test]
+    fn what_is_no_command_has_none() {
+        for word in ["", "cre", "nothing", "global", "--root", "usage:"] {
+            assert_eq!(of(word), None, "{word}");
+        }
+    }
+}
