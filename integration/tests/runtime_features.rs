@@ -154,6 +154,8 @@ const NOT_ALONE: &[(&str, &str)] = &[
     ("idmap", "tried by mapped_mounts"),
     ("ridmap", "tried by mapped_mounts"),
     ("copy-symlink", "tried by runtime_mounts.rs"),
+    ("src-nofollow", "tried by runtime_mounts.rs"),
+    ("dest-nofollow", "tried by runtime_mounts.rs"),
     ("bind", "takes a folder, and the others a tmpfs"),
     ("rbind", "as bind"),
 ];

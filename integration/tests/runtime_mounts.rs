@@ -35,8 +35,9 @@ on_runtimes! {
     a_volume_gives_the_host_nothing_unless_asked: holdfast runc crun;
     a_node_bound_from_the_host_is_not_covered_there: holdfast runc crun;
     a_root_on_a_shared_mount_can_be_shared: holdfast runc;
-    // An option of later crun; runc has none of the kind.
+    // Options of later crun; runc has none of the kind.
     a_symlink_is_copied_when_asked: holdfast;
+    symlinks_are_mounted_when_asked: holdfast;
     acl_is_an_option_of_mounts: holdfast runc;
 }
 
@@ -544,6 +545,55 @@ fn a_symlink_is_copied_when_asked(scratch: &Scratch) {
         .args(&["cat", "/m/plain"])
         .mount(plain);
     assert_eq!(scratch.run(&bundle).ok(), "real\n");
+}
+
+/// The same two links at both ends, with and without each word.
+fn symlinks_are_mounted_when_asked(scratch: &Scratch) {
+    let folder = scratch.path("volume");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("real"), "real\n").unwrap();
+    std::os::unix::fs::symlink("real", folder.join("link")).unwrap();
+    let bundle = scratch.bundle("box");
+    fs::create_dir(bundle.in_rootfs("m")).unwrap();
+    for name in ["followed", "kept", "both"] {
+        std::os::unix::fs::symlink(format!("of-{name}"), bundle.in_rootfs(&format!("m/{name}")))
+            .unwrap();
+        fs::write(bundle.in_rootfs(&format!("m/of-{name}")), "inside\n").unwrap();
+    }
+    let one = |name: &str, source: &str, options: &[&str]| {
+        json!({"destination": format!("/m/{name}"), "type": "bind",
+               "source": text(&folder.join(source)), "options": options})
+    };
+    let look = "cd /m; for n in followed kept both missing; do \
+                echo $n: $(readlink $n) $(cat of-$n 2>/dev/null); done; cat kept";
+    let bundle = bundle
+        .script(look)
+        .mount(one("followed", "link", &["bind"]))
+        .mount(one("kept", "real", &["bind", "dest-nofollow"]))
+        .mount(one(
+            "both",
+            "link",
+            &["bind", "src-nofollow", "dest-nofollow"],
+        ))
+        .mount(one(
+            "missing",
+            "link",
+            &["bind", "src-nofollow", "dest-nofollow"],
+        ));
+    let ran = scratch.run(&bundle);
+    // The file on the link itself; the link on the link, and on what was not there.
+    assert_eq!(
+        ran.ok(),
+        "followed: of-followed real\nkept: inside\nboth: real inside\nmissing: real\nreal\n",
+        "{ran}"
+    );
+    let bundle = scratch.bundle("two").args(&["true"]).mount(one(
+        "x",
+        "link",
+        &["bind", "copy-symlink", "src-nofollow"],
+    ));
+    let ran = scratch.run(&bundle);
+    assert!(ran.failed().contains("copy-symlink"), "{ran}");
 }
 
 fn acl_is_an_option_of_mounts(scratch: &Scratch) {

@@ -176,6 +176,7 @@ impl State {
             fd,
             target,
             kind,
+            nofollow,
             attr_set,
             attr_clr,
             cut,
@@ -196,7 +197,12 @@ impl State {
         attributes(false, attr_set, attr_clr)?;
         attributes(true, rec_attr_set, rec_attr_clr)?;
         set_propagation(fd, cut)?;
-        let at = self.root()?.target(target, kind, false)?;
+        let root = self.root()?;
+        let at = if nofollow {
+            root.last_entry(target, kind)?
+        } else {
+            root.target(target, kind, false)?
+        };
         sys::move_mount(fd, at)
             .map_err(|errno| Fault::on(b"move_mount", target.to_bytes(), errno))?;
         // After the move: joining a shared parent would make a private tree shared again.

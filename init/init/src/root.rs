@@ -107,6 +107,23 @@ impl Root {
             .map_err(|errno| Fault::on(b"openat2", path.to_bytes(), errno))
     }
 
+    /// As [`target`](Self::target), but a symlink at the end of the path is what is opened.
+    pub(crate) fn last_entry(self, path: &CStr, kind: TargetKind) -> Result<i32, Fault> {
+        let flags = match kind {
+            TargetKind::Directory => k::O_DIRECTORY | k::O_NOFOLLOW,
+            TargetKind::File => k::O_NOFOLLOW,
+        };
+        let open = || self.open(path, flags, false);
+        match open() {
+            Err(Errno(ENOENT)) => {
+                release(self.target(path, kind, false)?);
+                open()
+            }
+            opened => opened,
+        }
+        .map_err(|errno| Fault::on(b"openat2", path.to_bytes(), errno))
+    }
+
     /// Makes an empty file where the path leads, and opens it: through symlinks whose own
     /// target is missing, too.
     fn make_file(self, path: &CStr) -> Result<i32, Fault> {

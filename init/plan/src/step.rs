@@ -149,6 +149,8 @@ steps! {
         target: &'a CStr,
         /// What to create when the target is missing.
         kind: TargetKind,
+        /// A symlink at the end of the target is the target itself.
+        nofollow: bool,
         /// `MOUNT_ATTR_*` to set on the top mount.
         attr_set: u64,
         /// `MOUNT_ATTR_*` to clear on the top mount.

@@ -105,6 +105,7 @@ mod tests {
                 fd: 9,
                 target: c"/etc/hosts",
                 kind: TargetKind::File,
+                nofollow: true,
                 attr_set: 1,
                 attr_clr: 2,
                 cut: 5,

@@ -123,6 +123,7 @@ fn bind(draft: &mut Draft, own: &Path, options: &Options, target: &CString) -> R
             fd: tree.fd,
             target,
             kind: TargetKind::Directory,
+            nofollow: false,
             attr_set: options.attr_set,
             attr_clr: options.attr_clr,
             cut: libc::MS_PRIVATE | libc::MS_REC,

@@ -122,7 +122,7 @@ fn one(
     idmaps: &mut Idmaps,
     mount: &Mount,
 ) -> Result<()> {
-    let options = options::parse(mount.options().as_deref().unwrap_or_default())?;
+    let options = options::parse(mount.options().as_deref().unwrap_or_default());
     let target = target(mount)?;
     let typ = mount.typ().as_deref().unwrap_or_default();
     if options.bind.is_some() || typ == "bind" {
@@ -273,7 +273,7 @@ pub(super) fn readonly_dev(draft: &mut Draft, bundle: &Bundle) -> Result<()> {
         if target(mount)?.as_bytes() != DEV {
             continue;
         }
-        let options = options::parse(mount.options().as_deref().unwrap_or_default())?;
+        let options = options::parse(mount.options().as_deref().unwrap_or_default());
         // The last one covers those before it. A bind mount is read-only from the start.
         readonly = options.bind.is_none()
             && mount.typ().as_deref() != Some("bind")
@@ -341,6 +341,12 @@ fn bind(
         .as_ref()
         .ok_or_else(|| Error::spec("source", "is needed for a bind mount"))?;
     let source = bundle.path.join(source);
+    if options.copy_symlink && (options.source_nofollow || options.target_nofollow) {
+        return Err(Error::spec(
+            "options",
+            "copy-symlink makes a symlink anew, src-nofollow and dest-nofollow mount one: only one of them is possible",
+        ));
+    }
     if options.copy_symlink
         && let Ok(content) = std::fs::read_link(&source)
     {
@@ -357,7 +363,8 @@ fn bind(
     }
     // The bare type "bind" without the option means rbind, as runc takes it.
     let recursive = options.bind.unwrap_or(true);
-    let tree = draft.tree(&cstring("source", &source)?, recursive, false, || {
+    let nofollow = options.source_nofollow;
+    let tree = draft.tree(&cstring("source", &source)?, recursive, nofollow, || {
         format!(
             "bind {} to {}",
             source.display(),
@@ -377,6 +384,7 @@ fn bind(
             fd: tree.fd,
             target,
             kind,
+            nofollow: options.target_nofollow,
             attr_set: options.attr_set,
             attr_clr: options.attr_clr,
             cut,

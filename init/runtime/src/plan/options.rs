@@ -2,8 +2,6 @@
 //!
 //! Sources: mount(8), runtime-spec `config.md#linux-mount-options`.
 
-use crate::error::{Error, Result};
-
 /// `MOUNT_ATTR_*` of mount_setattr(2), from linux/mount.h.
 pub mod attr {
     /// Read-only.
@@ -51,6 +49,10 @@ pub struct Options {
     pub copy_up: bool,
     /// `copy-symlink`: a source that is a symlink is made anew, not followed.
     pub copy_symlink: bool,
+    /// `src-nofollow` (crun): a source that is a symlink is what is mounted.
+    pub source_nofollow: bool,
+    /// `dest-nofollow` (crun): a destination that is a symlink is what is mounted on.
+    pub target_nofollow: bool,
     /// What the file system itself understands.
     pub data: Vec<String>,
 }
@@ -134,6 +136,8 @@ pub fn known_words() -> Vec<&'static str> {
         "ridmap",
         "tmpcopyup",
         "copy-symlink",
+        "src-nofollow",
+        "dest-nofollow",
     ];
     words.extend(FLAGS.iter().map(|f| f.0));
     words.extend(ATIMES.iter().map(|f| f.0));
@@ -175,11 +179,7 @@ fn change(value: &mut u64, bit: u64, clears: bool) {
 }
 
 /// Reads the options of one mount; a later word wins over an earlier one.
-///
-/// # Errors
-/// [`Error::Unsupported`] for options that change what the mount is and that this version
-/// cannot do.
-pub fn parse(words: &[String]) -> Result<Options> {
+pub fn parse(words: &[String]) -> Options {
     let mut out = Options::default();
     for word in words {
         let word = word.as_str();
@@ -207,15 +207,15 @@ pub fn parse(words: &[String]) -> Result<Options> {
             out.copy_up = true;
         } else if word == "copy-symlink" {
             out.copy_symlink = true;
-        } else if word == "src-nofollow" || word == "dest-nofollow" {
-            return Err(Error::Unsupported {
-                what: format!("mount option {word}"),
-            });
+        } else if word == "src-nofollow" {
+            out.source_nofollow = true;
+        } else if word == "dest-nofollow" {
+            out.target_nofollow = true;
         } else if !IGNORED.contains(&word) && !word.is_empty() {
             out.data.push(word.to_owned());
         }
     }
-    Ok(out)
+    out
 }
 
 #[cfg(test)]
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     fn parsed(words: &[&str]) -> Options {
-        parse(&words.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap()
+        parse(&words.iter().map(ToString::to_string).collect::<Vec<_>>())
     }
 
     #[test]
@@ -258,7 +258,10 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_done_is_refused() {
-        assert!(parse(&["src-nofollow".to_owned()]).is_err());
+    fn each_end_has_its_own_word() {
+        let options = parsed(&["bind", "src-nofollow"]);
+        assert!(options.source_nofollow && !options.target_nofollow);
+        let options = parsed(&["bind", "dest-nofollow"]);
+        assert!(!options.source_nofollow && options.target_nofollow);
     }
 }
