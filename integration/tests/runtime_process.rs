@@ -13,6 +13,8 @@ on_runtimes! {
     capabilities_are_exactly_those_asked_for: holdfast runc crun;
     ambient_capabilities_reach_an_ordinary_user: holdfast runc crun;
     user_and_groups_and_none_left_over: holdfast runc crun;
+    // runc 1.1 and crun 1.8 know neither.
+    scheduler_and_io_priority_are_set: holdfast;
     umask_is_set: holdfast runc crun;
     limits_are_set: holdfast runc crun;
     a_limit_above_the_hard_one_is_named: holdfast runc crun;
@@ -331,4 +333,32 @@ fn seccomp_without_no_new_privileges(scratch: &Scratch) {
     let ran = scratch.run(&bundle);
     assert!(ran.ok().contains("Seccomp: 2"), "{ran}");
     assert!(ran.ok().contains("NoNewPrivs: 0"), "{ran}");
+}
+
+/// For init and for an exec with a document of its own.
+fn scheduler_and_io_priority_are_set(scratch: &Scratch) {
+    let bundle = scratch.bundle("box").args(&["sleep", "600"]).with(|spec| {
+        spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 7});
+        spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+    });
+    let pid = scratch.start(&bundle);
+    // proc_pid_stat(5): nice is the 19th field, policy the 41st; the name in parentheses is the second.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    assert_eq!((fields[19 - 3], fields[41 - 3]), ("7", "3"), "{stat}");
+    let told = scratch.exec(&bundle, &["busybox", "ionice", "-p", "1"]);
+    assert_eq!(told.ok().trim(), "best-effort: prio 6");
+    let mut process = bundle.spec["process"].clone();
+    process["args"] = json!(["busybox", "ionice"]);
+    process["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE"});
+    let document = scratch.path("process.json");
+    std::fs::write(&document, process.to_string()).unwrap();
+    let told = scratch.call(&["exec", "--process", document.to_str().unwrap(), "box"]);
+    assert!(told.ok().starts_with("idle"), "{told}");
+    scratch.end(&bundle);
 }
