@@ -1,12 +1,21 @@
 //! SIGKILL of a program at the n-th system call it makes: the same place in every run.
 
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::scratch::{LIMIT, Scratch};
+
+/// No command of the runtime makes as many system calls.
+const MOST: usize = 3000;
+
+/// How long a killed process may be waited for.
+pub const GONE: Duration = Duration::from_secs(10);
 
 /// How a program that was to be killed ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +117,71 @@ pub fn reap_contained() {
         if contained && ended && field("PPid:") == [own.clone()] {
             let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
         }
+    }
+}
+
+/// Kills the runtime at its system calls 1, 1 + step, … until it comes to its end; returns the
+/// number of its system calls. `before` prepares the machine, `after` puts it in order and checks it.
+///
+/// # Panics
+/// When the runtime fails although it was not killed, or never ends.
+pub fn sweep(
+    scratch: &Scratch,
+    words: &[&str],
+    step: usize,
+    mut before: impl FnMut(),
+    mut after: impl FnMut(usize),
+) -> usize {
+    for number in (1..MOST).step_by(step) {
+        before();
+        let end = kill_at(&mut scratch.command(words), number, LIMIT);
+        reap_contained();
+        after(number);
+        if let End::Itself(code) = end {
+            assert_eq!(code, 0, "{words:?} fails anyway");
+            println!(
+                "{words:?}: killed at {} places of {number}",
+                number.div_ceil(step)
+            );
+            return number;
+        }
+    }
+    panic!("{words:?}: more than {MOST} system calls");
+}
+
+/// `delete --force`, given with its options, succeeds after a death at call `number`, and nothing is
+/// left; processes are given a moment for their end.
+///
+/// # Panics
+/// When it does not, or something is.
+#[track_caller]
+pub fn clean_up(scratch: &Scratch, delete: &[&str], number: usize) {
+    // The init of a pid namespace does not end before what died in it has been reaped, and that is
+    // ours to do: also a hook whose parent has been killed.
+    let done = AtomicBool::new(false);
+    let deleted = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Bounded, so that a delete that is too late can be told.
+            let until = Instant::now() + 2 * LIMIT;
+            while !done.load(Ordering::Relaxed) && Instant::now() < until {
+                reap_contained();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let deleted = scratch.call(delete);
+        done.store(true, Ordering::Relaxed);
+        deleted
+    });
+    assert!(deleted.status.success(), "killed at {number}: {deleted}");
+    let until = Instant::now() + GONE;
+    loop {
+        reap_contained();
+        let left = scratch.left_behind();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < until, "killed at {number}: {left:?}");
+        std::thread::yield_now();
     }
 }
 

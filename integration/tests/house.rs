@@ -341,21 +341,73 @@ fn only_the_harness_may_fail_by_panicking() {
     }
 }
 
+/// What a document says is shown by `file::test` is shown by it.
+#[test]
+fn tests_that_documents_name_are_there() {
+    let tests = place::repository().join("integration/tests");
+    let mut named = 0;
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let Some((file, test)) = name.split_once("::") else {
+                continue;
+            };
+            let Ok(mut source) = fs::read_to_string(tests.join(file).with_extension("rs")) else {
+                continue;
+            };
+            let mut parts = Vec::new();
+            if tests.join(file).is_dir() {
+                collect(&tests.join(file), "rs", &mut parts);
+            }
+            for part in parts {
+                source += &fs::read_to_string(part).unwrap();
+            }
+            assert!(
+                source.contains(&format!("fn {test}(")),
+                "{} names {name}, which is not there",
+                document.display()
+            );
+            named += 1;
+        }
+    }
+    assert!(named > 50, "only {named} tests are named: are they found?");
+}
+
+/// Markdown, and the tests, whose heads have tables.
+fn documents() -> Vec<PathBuf> {
+    let mut found = vec![place::repository().join("README.md")];
+    for folder in FOLDERS.iter().chain(&["packaging"]) {
+        collect(&place::repository().join(folder), "md", &mut found);
+    }
+    collect(
+        &place::repository().join("integration/tests"),
+        "rs",
+        &mut found,
+    );
+    found
+}
+
+/// Where our sources are.
+const FOLDERS: [&str; 4] = ["seccomp", "init", "shim", "integration"];
+
 fn sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for folder in ["seccomp", "init", "shim", "integration"] {
-        collect(&place::repository().join(folder), &mut found);
+    for folder in FOLDERS {
+        collect(&place::repository().join(folder), "rs", &mut found);
     }
     assert!(found.len() > 10, "sources not found");
     found
 }
 
-fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
+fn collect(folder: &Path, wanted: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() && !path.ends_with("target") {
-            collect(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            collect(&path, wanted, found);
+        } else if path
+            .extension()
+            .is_some_and(|extension| extension == wanted)
+        {
             found.push(path);
         }
     }

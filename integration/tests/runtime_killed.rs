@@ -1,15 +1,13 @@
 //! SIGKILL of the runtime at every system call it makes, over the whole of create, start, exec, run
 //! and delete: `delete --force` removes whatever is left, and nothing else is.
 //!
-//! The test traces it and counts: the same places in every run, and every place.
+//! The test traces it and counts: the same places in every run, and every place. With the systemd driver: runtime_systemd.rs.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use holdfast_integration::bundle::Bundle;
-use holdfast_integration::killer::{End, kill_at, reap_contained};
-use holdfast_integration::scratch::{LIMIT, Scratch, text};
+use holdfast_integration::killer::{self, GONE, reap_contained, sweep};
+use holdfast_integration::scratch::{Scratch, text};
 use holdfast_integration::{deadline, on_runtimes};
 
 on_runtimes! {
@@ -22,68 +20,9 @@ on_runtimes! {
     a_killed_delete: holdfast;
 }
 
-/// No command makes as many system calls.
-const MOST: usize = 3000;
-
-/// How often a killed process may be waited for.
-const GONE: Duration = Duration::from_secs(10);
-
-/// Kills at 1, 1 + step, … until the runtime comes to its end; returns the number of places.
-/// `before` prepares the machine, `after` puts it in order and checks it.
-fn sweep(
-    scratch: &Scratch,
-    words: &[&str],
-    step: usize,
-    mut before: impl FnMut(),
-    mut after: impl FnMut(usize),
-) -> usize {
-    for number in (1..MOST).step_by(step) {
-        before();
-        let end = kill_at(&mut scratch.command(words), number, LIMIT);
-        reap_contained();
-        after(number);
-        if let End::Itself(code) = end {
-            assert_eq!(code, 0, "{words:?} fails anyway");
-            println!(
-                "{words:?}: killed at {} places of {number}",
-                number.div_ceil(step)
-            );
-            return number;
-        }
-    }
-    panic!("{words:?}: more than {MOST} system calls");
-}
-
-/// `delete --force` succeeds, and nothing is left; processes are given a moment for their end.
 #[track_caller]
 fn clean_up(scratch: &Scratch, bundle: &Bundle, number: usize) {
-    // The init of a pid namespace does not end before what died in it has been reaped, and that is
-    // ours to do: also a hook whose parent has been killed.
-    let done = AtomicBool::new(false);
-    let deleted = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // Bounded, so that a delete that is too late can be told.
-            let until = Instant::now() + 2 * LIMIT;
-            while !done.load(Ordering::Relaxed) && Instant::now() < until {
-                reap_contained();
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        });
-        let deleted = scratch.call(&["delete", "--force", &bundle.id]);
-        done.store(true, Ordering::Relaxed);
-        deleted
-    });
-    assert!(deleted.status.success(), "killed at {number}: {deleted}");
-    let until = Instant::now() + GONE;
-    loop {
-        reap_contained();
-        let left = scratch.left_behind();
-        if left.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < until, "killed at {number}: {left:?}");
-        std::thread::yield_now();
-    }
+    killer::clean_up(scratch, &["delete", "--force", &bundle.id], number);
 }
 
 fn a_killed_create(scratch: &Scratch) {

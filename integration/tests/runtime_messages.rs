@@ -284,10 +284,22 @@ fn preserved_and_ignored(scratch: &Scratch) {
     scratch.call(&["pause", "box"]).ok();
     assert_eq!(scratch.state("box")["status"], "paused");
     fails(scratch, &["exec", "box", "true"], 255, "paused");
-    scratch.call(&["resume", "box"]).ok();
-    scratch
-        .call(&["exec", "--ignore-paused", "box", "true"])
-        .ok();
+    // It waits in the frozen cgroup, and goes on with it.
+    std::thread::scope(|scope| {
+        let words = ["exec", "--ignore-paused", "box", "echo", "thawed"];
+        let waiting = scope.spawn(move || scratch.call(&words));
+        holdfast_integration::deadline::eventually(
+            "the exec in the cgroup",
+            holdfast_integration::scratch::LIMIT,
+            || {
+                let seen = scratch.call(&["ps", "--format", "json", "box"]);
+                let pids: Vec<i32> = serde_json::from_str(seen.ok()).unwrap();
+                (pids.len() > 1).then_some(())
+            },
+        );
+        scratch.call(&["resume", "box"]).ok();
+        assert_eq!(waiting.join().unwrap().ok(), "thawed\n");
+    });
     scratch.end(&bundle);
 }
 

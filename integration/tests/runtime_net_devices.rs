@@ -1,9 +1,10 @@
 //! `linux.netDevices`: a device of the host with its addresses, in the container.
 
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use holdfast_integration::bundle::Bundle;
-use holdfast_integration::scratch::Scratch;
+use holdfast_integration::scratch::{Scratch, text};
 use holdfast_integration::{on_runtimes, place, skip};
 use serde_json::{Value, json};
 
@@ -13,6 +14,7 @@ on_runtimes! {
     a_device_is_renamed_on_its_way: holdfast;
     a_device_for_a_user_namespace: holdfast;
     a_device_for_a_network_namespace_that_is_joined: holdfast;
+    a_device_beside_hooks_a_listener_and_a_user_namespace: holdfast;
     devices_that_cannot_be_had_are_refused: holdfast;
 }
 
@@ -136,6 +138,29 @@ fn a_device_for_a_network_namespace_that_is_joined(scratch: &Scratch) {
             let seen = scratch.exec(&pod, &["ip", "addr", "show", &pair.inside]);
             assert!(seen.ok().contains("198.51.100.7/24"), "{seen}");
             scratch.end(&pod);
+        },
+        scratch,
+    );
+}
+
+/// Everything for which init and the runtime have to wait for each other (see runtime_upstream.rs).
+fn a_device_beside_hooks_a_listener_and_a_user_namespace(scratch: &Scratch) {
+    on_a_pair(
+        |scratch, pair| {
+            let socket = scratch.path("agent");
+            // Connections wait in its backlog.
+            let _agent = UnixListener::bind(&socket).unwrap();
+            let hook = json!([{"path": "/bin/true"}]);
+            let bundle = scratch.bundle("box").user_namespace(100_000).with(|spec| {
+                spec["hooks"] =
+                    json!({"prestart": hook, "createRuntime": hook, "createContainer": hook, "startContainer": hook});
+                spec["linux"]["seccomp"] = json!({
+                    "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": text(&socket),
+                    "syscalls": [{"names": ["acct"], "action": "SCMP_ACT_NOTIFY"}],
+                });
+            });
+            let device = json!({"name": "data0"});
+            look(scratch, with_device(bundle, &pair.inside, device), "data0");
         },
         scratch,
     );

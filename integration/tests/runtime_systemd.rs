@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use holdfast_integration::bundle::Bundle;
 use holdfast_integration::deadline::{self, Finished};
+use holdfast_integration::killer;
 use holdfast_integration::on_runtimes;
 use holdfast_integration::place;
 use holdfast_integration::runtime::Kind;
@@ -22,6 +23,9 @@ on_runtimes! {
     a_life_in_a_scope: holdfast;
     a_life_in_a_scope_of_v1: holdfast runc;
     a_scope_is_not_shared_and_not_blocked: holdfast;
+    // runc and crun leave cgroups behind, as in runtime_killed.rs.
+    a_killed_create_in_a_scope: holdfast;
+    a_killed_delete_of_a_scope: holdfast;
 }
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -289,10 +293,8 @@ fn a_life_in_a_scope_of_v1(scratch: &Scratch) {
     assert_eq!(file("systemd", "cgroup.procs"), pid);
 
     ok(scratch, &["delete", "--force", &bundle.id]);
-    for hierarchy in fs::read_dir(ROOT).unwrap() {
-        let hierarchy = hierarchy.unwrap().file_name().into_string().unwrap();
-        assert!(!dir(&hierarchy).exists(), "{hierarchy}");
-    }
+    let left = cgroups_named(&unit);
+    assert!(left.is_empty(), "{left:?}");
     assert_eq!(show(&unit, "LoadState").trim(), "LoadState=not-found");
     scratch.assert_nothing_left();
 }
@@ -335,4 +337,59 @@ fn a_scope_is_not_shared_and_not_blocked(scratch: &Scratch) {
     ok(scratch, &["delete", "--force", &bundle.id]);
     assert_eq!(show(&unit, "LoadState").trim(), "LoadState=not-found");
     scratch.assert_nothing_left();
+}
+
+/// At every few system calls, the conversation with systemd among them: what it was told comes to its end as well.
+fn killed(scratch: &Scratch, name: &str, words: &[&str], before: impl Fn(&Bundle)) {
+    if !booted() {
+        return;
+    }
+    let (bundle, unit) = scope(scratch, name);
+    bundle.write();
+    let path = text(&bundle.path);
+    let words: Vec<&str> = words
+        .iter()
+        .map(|word| if *word == "BUNDLE" { &path } else { *word })
+        .chain([bundle.id.as_str()])
+        .collect();
+    let delete = ["--systemd-cgroup", "delete", "--force", &bundle.id];
+    // A booted v1 makes a dozen cgroups for each place, on one processor.
+    let step = if unified() { 5 } else { 17 };
+    let places = killer::sweep(
+        scratch,
+        &words,
+        step,
+        || before(&bundle),
+        |number| {
+            killer::clean_up(scratch, &delete, number);
+            deadline::eventually("the scope to be gone", LIMIT, || {
+                (show(&unit, "LoadState").trim() == "LoadState=not-found").then_some(())
+            });
+            let left = cgroups_named(&unit);
+            assert!(left.is_empty(), "killed at {number}: {left:?}");
+        },
+    );
+    assert!(places > 50, "only {places}: what was killed?");
+}
+
+fn a_killed_create_in_a_scope(scratch: &Scratch) {
+    let words = ["--systemd-cgroup", "create", "--bundle", "BUNDLE"];
+    killed(scratch, "killed", &words, |_| {});
+}
+
+fn a_killed_delete_of_a_scope(scratch: &Scratch) {
+    let words = ["--systemd-cgroup", "delete", "--force"];
+    killed(scratch, "deleted", &words, |bundle| {
+        create(scratch, bundle, |_| {}).ok();
+        ok(scratch, &["start", &bundle.id]);
+    });
+}
+
+/// Folders of this name in `system.slice` of every hierarchy.
+fn cgroups_named(unit: &str) -> Vec<PathBuf> {
+    let hierarchies = holdfast_integration::leaks::hierarchies().into_iter();
+    hierarchies
+        .map(|hierarchy| hierarchy.join("system.slice").join(unit))
+        .filter(|folder| folder.exists())
+        .collect()
 }

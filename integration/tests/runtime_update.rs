@@ -167,13 +167,31 @@ fn every_option_reaches_its_file(scratch: &Scratch) {
         let seen = read(&bundle, swap[0], swap[1]).unwrap();
         assert_eq!(seen, expected.to_string());
     }
-    let weight = ["blkio/blkio.weight", "io.weight"];
-    if read(&bundle, weight[0], weight[1]).is_some() {
-        scratch
-            .call(&["update", "--blkio-weight", "300", &bundle.id])
-            .ok();
-        let seen = read(&bundle, weight[0], weight[1]).unwrap();
-        assert!(seen.contains("300") || !is_v1(), "{seen}");
+    // With BFQ the weight is its own on either version; without, v2 has another range.
+    for (v1, v2, on_v2) in [
+        ("blkio/blkio.bfq.weight", "io.bfq.weight", "default 300"),
+        ("blkio/blkio.weight", "io.weight", "default 2930"),
+    ] {
+        if read(&bundle, v1, v2).is_some() {
+            scratch
+                .call(&["update", "--blkio-weight", "300", &bundle.id])
+                .ok();
+            let expected = if is_v1() { "300" } else { on_v2 };
+            let seen = read(&bundle, v1, v2).unwrap();
+            assert_eq!(seen.lines().next(), Some(expected), "{v1} {v2}");
+            break;
+        }
+    }
+    // v1 only: the files are there when the kernel schedules real-time processes by group.
+    let real_time = [
+        ("--cpu-rt-period", "900000", "cpu/cpu.rt_period_us"),
+        ("--cpu-rt-runtime", "0", "cpu/cpu.rt_runtime_us"),
+    ];
+    for (option, value, v1) in real_time {
+        if is_v1() && read(&bundle, v1, "").is_some() {
+            scratch.call(&["update", option, value, &bundle.id]).ok();
+            assert_eq!(read(&bundle, v1, "").as_deref(), Some(value), "{option}");
+        }
     }
     // runc 1.1.5 does not know these yet.
     let newer = [

@@ -2,28 +2,29 @@
 //!
 //! | reported | what happened | tried by |
 //! |---|---|---|
-//! | youki 3604 | propagation of a mount ignored | runtime_mounts.rs, docker.rs, podman.rs |
-//! | youki, none | `rootfsPropagation: rslave` refused | runtime_mounts.rs |
-//! | youki, none | exec without seccomp | runtime_exec.rs |
-//! | youki 2756 | exec outside of the user namespace | runtime_exec.rs |
+//! | youki 3604 | propagation of a mount ignored | `runtime_mounts::propagation_of_a_mount_is_what_was_asked`, docker.rs, podman.rs |
+//! | youki, none | `rootfsPropagation: rslave` refused | `runtime_mounts::propagation_of_the_root_is_what_was_asked` |
+//! | youki, none | exec without seccomp | `runtime_exec::seccomp_and_capabilities_hold` |
+//! | youki 2756 | exec outside of the user namespace | `runtime_namespaces::exec_joins_the_user_namespace` |
 //! | youki 3409, 3572 | id-mapped mounts refused | runtime_idmap.rs |
 //! | youki 3644 | a pids limit of 1 fails the create | here |
 //! | youki 3434 | exec cannot drop capabilities | here |
-//! | youki 3258, 607, 2826 | a scope that is there, or gone, or whose stop is not answered | runtime_systemd.rs |
+//! | youki 3258, 607, 2826 | a scope that is there, or gone, or whose stop is not answered | `runtime_systemd::a_scope_is_not_shared_and_not_blocked`, `runtime_systemd::a_bus_that_never_answers`, init/cgroups `systemd/tests.rs` |
 //! | youki 3342, 2528 | a container of containers: the systemd hierarchy | here |
-//! | youki 3193 | podman with user namespaces cannot read the log | podman.rs |
-//! | youki 3298 | no rootless create | runtime_rootless.rs |
+//! | youki 3193 | podman with user namespaces cannot read the log | `podman::a_user_namespace` |
+//! | youki 3298 | no rootless create | `runtime_rootless::the_whole_life_of_a_container` |
 //! | youki 1640, 1817 | a failed run can be neither repeated nor deleted | here |
 //! | youki 1543 | a second delete cannot delete the cgroup | here |
 //! | youki 457, 461 | a small memory limit hangs | here |
 //! | boxlite 349 | concurrent execs hold each other | here |
-//! | youki 3504, boxlite 611 | messages of create in another order | here, with hooks and a listener |
+//! | youki 3504, boxlite 611 | messages of create in another order | here: hooks, a listener and a user namespace |
+//! | youki, fixed after 0.7.0 | as above, with network devices | `runtime_net_devices::a_device_beside_hooks_a_listener_and_a_user_namespace` |
 //! | youki 3432 | every exec adds mounts | here |
-//! | runwasi 357, youki 2425 | undefined ground after clone | by construction: nothing but system calls |
+//! | runwasi 357, youki 2425 | undefined ground after clone | by construction: between clone and execve of `holdfast-init`, system calls only |
 //! | youki 3011, 1601, 1637 | whose child init is | here |
-//! | youki 1936 | descriptors leak | runtime_activation.rs |
-//! | youki 3597 | subtree_control of others is written | runtime_cgroups.rs |
-//! | youki 1105, 584 | docker's first run fails | docker.rs |
+//! | youki 1936 | descriptors leak | `runtime_activation::nothing_else_is_inherited`, `runtime_exec::no_descriptor_leaks_in` |
+//! | youki 3597 | subtree_control of others is written | `runtime_cgroups::parents_of_somebody_else_stay_as_they_are` |
+//! | youki 1105, 584 | docker's first run fails | `docker::docker` |
 //! | youki 481 | anybody reads the state | here |
 //! | youki 3621 | pivoting made the host's mounts slaves | here |
 
