@@ -18,7 +18,7 @@ TEST_NEEDS  := containerd:containerd ctr:containerd runc:runc crun:crun strace:s
 # What only some tests need; without it they say so and are skipped.
 MORE_NEEDS  := time:time dockerd:docker.io docker-init:tini podman:podman conmon:conmon catatonit:catatonit newuidmap:uidmap
 
-.PHONY: help build install check test test-unit test-integration test-faults test-v2 demo bench bench-v2 museum clean tools
+.PHONY: help build install deb check test test-unit test-integration test-faults test-v2 demo bench bench-v2 museum clean tools
 .PHONY: build-needs test-needs
 
 help: ## list the targets
@@ -40,6 +40,9 @@ install: ## put binaries, man pages and examples under DESTDIR and PREFIX (run `
 		install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man$$section $$page || exit 1; \
 	done
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/holdfast packaging/*.toml packaging/*.yaml packaging/*.md
+
+deb: build ## a Debian package of the release binaries, in target/
+	@packaging/deb/build.sh $(OUT) $(CURDIR)/target
 
 check: build-needs ## formatting, lints, licences, and the rules of the house
 	cargo fmt --all --check
