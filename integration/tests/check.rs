@@ -208,6 +208,55 @@ fn a_limit_of_pipes_that_somebody_lowered() {
 }
 
 #[test]
+fn who_has_many_pipes_is_named_before_he_has_too_many() {
+    if !is_root("check") {
+        return;
+    }
+    let changed = match sysctl::set("fs.pipe-user-pages-soft", "16000") {
+        Ok(changed) => changed,
+        Err(error) => return skip("check", &format!("fs.pipe-user-pages-soft: {error}")),
+    };
+    // Three quarters of that are 750 pipes of sixteen pages.
+    let mut shell = Command::new("sh");
+    let script = "ulimit -n 4096; exec \"$0\" --ignored --exact has_many_pipes --nocapture";
+    shell
+        .args(["-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .env("CHECK_TEST_PIPES", "800")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut holder = Kept(shell.spawn().unwrap());
+    let said = holder.0.stdout.take().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(said));
+    assert!(lines.any(|line| line.unwrap().ends_with("ready")));
+    let ours = format!("pid {} (", holder.0.id());
+    let said = found("pipe-users");
+    assert!(
+        said.contains(&ours) && said.contains(" of 16000 pages in "),
+        "{said}"
+    );
+    drop(holder);
+    assert!(!found("pipe-users").contains(&ours));
+    drop(changed);
+}
+
+/// The process of the test above.
+#[test]
+#[ignore = "a role of another test"]
+fn has_many_pipes() {
+    let Ok(count) = std::env::var("CHECK_TEST_PIPES") else {
+        return;
+    };
+    let pipes: Vec<_> = (0..count.parse().unwrap())
+        .map(|_| std::io::pipe().unwrap())
+        .collect();
+    println!("ready");
+    // Until the test closes it, or is gone.
+    let _ = std::io::read_to_string(std::io::stdin());
+    drop(pipes);
+}
+
+#[test]
 fn a_shim_without_its_bundle() {
     let Some(lone) = Lone::start("check", &[], None) else {
         return;
@@ -278,6 +327,8 @@ fn records_that_cannot_be_kept_or_explained() {
     assert!(said.contains("no tracefs at"), "{said}");
     let off = found_with("tracefs", &[("HOLDFAST_TRACEFS", Path::new("off"))]);
     assert!(off.contains("HOLDFAST_TRACEFS=off"), "{off}");
+    let journal = found_with("journald", &[("HOLDFAST_JOURNALD", folder.path())]);
+    assert!(journal.contains("does not exist"), "{journal}");
     let ledger = folder.path().join("ledger");
     std::fs::create_dir(&ledger).unwrap();
     let environment: [(&str, &Path); 1] = [("HOLDFAST_LEDGER_DIR", &ledger)];
@@ -285,4 +336,27 @@ fn records_that_cannot_be_kept_or_explained() {
     std::fs::write(ledger.join("ledger-00000000000000000001.jsonl"), "torn\n").unwrap();
     let said = found_with("ledger", &environment);
     assert!(said.contains("1 of 1 lines"), "{said}");
+}
+
+#[test]
+fn a_ledger_that_has_no_room() {
+    if !is_root("check") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut mount = Command::new("mount");
+    mount
+        .args(["-t", "tmpfs", "-o", "size=1m", "holdfast-test"])
+        .arg(folder.path());
+    deadline::run(&mut mount, LIMIT).ok();
+    // Not made yet: what would hold it is looked at.
+    let ledger = folder.path().join("ledger");
+    let said = found_with("ledger-space", &[("HOLDFAST_LEDGER_DIR", &ledger)]);
+    let code = run(&[], &[("HOLDFAST_LEDGER_DIR", &ledger)]).code();
+    let mut unmount = Command::new("umount");
+    unmount.arg(folder.path());
+    deadline::run(&mut unmount, LIMIT).ok();
+    assert!(said.contains("1 MiB and "), "{said}");
+    assert!(said.contains(&text(folder.path())), "{said}");
+    assert_eq!(code, 3);
 }

@@ -10,11 +10,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use holdfast_integration::containerd::{Containerd, peer};
-use holdfast_integration::deadline::eventually;
+use holdfast_integration::deadline::{self, eventually};
 use holdfast_integration::leaks::{self, is_alive};
-use holdfast_integration::place::unique;
 use holdfast_integration::shim::Shim;
-use holdfast_integration::{on_containerds, skip};
+use holdfast_integration::{on_containerds, place, skip};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 on_containerds! {
@@ -158,6 +157,22 @@ fn who_waits_for_a_dead_file_server_is_named(containerd: &Containerd) {
         "{refused:?}"
     );
     assert_eq!(shim.state("box", "").unwrap().status.value(), 2);
+    // And whoever asks about the node hears of it, too.
+    let check = deadline::run(
+        Command::new(place::built("holdfast")).args(["check", "--json"]),
+        Duration::from_secs(30),
+    );
+    assert_eq!(check.code(), 3, "{check}");
+    let report: serde_json::Value = serde_json::from_str(&check.stdout).unwrap();
+    let stuck = report["findings"].as_array().unwrap().iter();
+    let stuck = stuck.filter(|finding| finding["check"] == "stuck-processes");
+    let named = format!("pid {init} (cat), in kernel function ");
+    assert!(
+        stuck
+            .map(ToString::to_string)
+            .any(|one| one.contains(&named)),
+        "{check}"
+    );
     server.end();
     assert_eq!(shim.wait("box", "").unwrap(), 137);
     assert!(!is_alive(init));
@@ -269,7 +284,7 @@ fn what_cannot_die_is_named_by_kill_and_delete(containerd: &Containerd) {
     let shim = Shim::of(containerd, "box");
     // Not below the container's cgroup, so it is not the shim's to thaw.
     let elsewhere = Frozen::holding(
-        Path::new(FREEZER).join(unique("holdfast-test-frozen")),
+        Path::new(FREEZER).join(place::unique("holdfast-test-frozen")),
         init,
     );
     for _ in 0..2 {

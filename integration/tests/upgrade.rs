@@ -1,20 +1,27 @@
 //! A running shim is moved to another program, and its containers do not notice.
 
+use std::io::Write as _;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use holdfast_integration::containerd::{self, Containerd};
-use holdfast_integration::deadline::{self, Finished};
+use holdfast_integration::deadline::{self, Finished, eventually};
 use holdfast_integration::lone::Lone;
 use holdfast_integration::scratch::text;
 use holdfast_integration::shim::Shim;
 use holdfast_integration::{on_containerds, place};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 on_containerds! {
     an_upgrade_leaves_containers_alone;
     what_cannot_go_on_is_refused_before_anything_changes;
     all_shims_of_a_containerd_namespace_are_upgraded;
     a_name_that_several_shims_have_moves_none_of_them;
+    upgrades_lose_no_byte;
+    the_list_tells_what_one_asks_first;
 }
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -191,5 +198,119 @@ fn what_cannot_go_on_is_refused_before_anything_changes(containerd: &Containerd)
         .exec("box", "x", &[], &["sh", "-c", "exit 4"])
         .code();
     assert_eq!(code, 4);
+    containerd.end_task("box");
+}
+
+/// When a process began, in ticks since the boot: its pid alone may be another's.
+fn began(pid: i32) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    let after_name = stat.rsplit_once(") ").expect("a name").1;
+    after_name.split(' ').nth(19).expect("a time").to_owned()
+}
+
+/// Back and forth between two programs, while as much goes through the container as its client takes.
+fn upgrades_lose_no_byte(containerd: &Containerd) {
+    if not_ours("upgrades_lose_no_byte") {
+        return;
+    }
+    let mut client = containerd.spawn_run("cat", &["--rm"], &["cat"], None);
+    let pid = eventually("the container runs", LIMIT, || {
+        let task = containerd.task("cat")?;
+        (task.status == "RUNNING").then_some(task.pid)
+    });
+    let shim = Shim::of(containerd, "cat").pid("cat");
+    let since = began(pid);
+    let newer = newer(containerd);
+    let older = text(&place::built("containerd-shim-holdfast-v2"));
+    let mut stdin = client.child.stdin.take().expect("a pipe");
+    let (sent, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let feeding = scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                let from = sent.load(Ordering::SeqCst);
+                let block: String = (from..from + 2000).map(|n| format!("{n:015}\n")).collect();
+                stdin.write_all(block.as_bytes()).expect("the client reads");
+                sent.store(from + 2000, Ordering::SeqCst);
+            }
+            drop(stdin);
+        });
+        for program in [&newer, &older, &newer, &older, &newer] {
+            let before = sent.load(Ordering::SeqCst);
+            eventually("bytes go on", LIMIT, || {
+                (sent.load(Ordering::SeqCst) > before + 20_000).then_some(())
+            });
+            let said = holdfast(&["upgrade", "--program", program, &shim.to_string()]);
+            assert!(said.ok().contains("1 containers go on"), "{said}");
+            let now = std::fs::read_link(format!("/proc/{shim}/exe")).unwrap();
+            assert_eq!(text(&now), *program);
+            assert_eq!(began(pid), since, "not the same process any more");
+            // containerd logs the end of any shim, so this is asked for before.
+            let log = containerd.log();
+            assert!(!log.contains("shim disconnected"), "{log}");
+        }
+        stop.store(true, Ordering::SeqCst);
+        feeding.join().unwrap();
+    });
+    assert_eq!(client.code(), 0);
+    let output = client.output();
+    let mut wrong = output
+        .lines()
+        .enumerate()
+        .filter(|(n, line)| *line != format!("{n:015}"));
+    assert_eq!(wrong.next(), None);
+    assert_eq!(output.len(), sent.load(Ordering::SeqCst) * 16);
+}
+
+/// Version, containers, memory, age and the last incident: of a shim that had none, and of one that had.
+fn the_list_tells_what_one_asks_first(containerd: &Containerd) {
+    if not_ours("the_list_tells_what_one_asks_first") {
+        return;
+    }
+    containerd.start_task("box", &[], &["sleep", "600"]);
+    let shim = Shim::of(containerd, "box").pid("box");
+    let row = || {
+        let table = holdfast(&["shims"]);
+        let found = table.ok().lines().find_map(|line| {
+            let cells: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            (cells[0] == shim.to_string()).then_some(cells)
+        });
+        found.unwrap_or_else(|| panic!("{table}"))
+    };
+    let cells = row();
+    let [
+        _,
+        version,
+        containers,
+        memory,
+        unit,
+        age,
+        incident,
+        namespace,
+    ] = &cells[..]
+    else {
+        panic!("{cells:?}");
+    };
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    assert_eq!((containers.as_str(), unit.as_str()), ("1", "KiB"));
+    assert!(
+        memory.parse::<u64>().is_ok_and(|kib| kib > 100),
+        "{cells:?}"
+    );
+    assert!(age.ends_with('s') || age.ends_with('m'), "{cells:?}");
+    assert_eq!((incident.as_str(), namespace), ("-", &containerd.namespace));
+    kill(Pid::from_raw(shim), Signal::SIGSEGV).unwrap();
+    let incident = eventually("the incident is known", LIMIT, || {
+        let cells = row();
+        (cells.len() == 8 && cells[6] != "-").then(|| cells[6].clone())
+    });
+    // By that name its record is found.
+    let said = eventually("the incident is recorded", LIMIT, || {
+        let mut why = Command::new(place::built("holdfast"));
+        why.args(["why", &incident])
+            .env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
+        let said = deadline::run(&mut why, LIMIT);
+        (said.code() == 0).then_some(said.stdout)
+    });
+    assert!(said.contains("HF172") && said.contains("SIGSEGV"), "{said}");
     containerd.end_task("box");
 }

@@ -56,20 +56,25 @@ pub(crate) fn look(node: &Node, processes: &BTreeMap<u32, Process>, report: &mut
         });
     }
     for process in running {
-        match version(node, process) {
-            Some(version) if is_older(&version) => report.add(Finding {
-                check: "containerd-version",
-                level: Level::Warning,
-                what: format!("containerd (pid {}) is of version {version}", process.pid),
-                why: "Holdfast is tested with 1.6 and newer; older ones lose events of their own and get no fixes.",
-                todo: "Upgrade containerd to a supported version.".to_owned(),
-                evidence: Vec::new(),
-            }),
-            Some(version) => report.fine(format!("containerd {version} (pid {})", process.pid)),
-            None => report.fine(format!("containerd runs (pid {})", process.pid)),
-        }
+        judge(process.pid, version(node, process).as_deref(), report);
     }
     configuration(node, processes, report);
+}
+
+/// A containerd that runs, by what it says of its version.
+fn judge(pid: u32, version: Option<&str>, report: &mut Report) {
+    match version {
+        Some(version) if is_older(version) => report.add(Finding {
+            check: "containerd-version",
+            level: Level::Warning,
+            what: format!("containerd (pid {pid}) is of version {version}"),
+            why: "Holdfast is tested with 1.6 and newer; older ones lose events of their own and get no fixes.",
+            todo: "Upgrade containerd to a supported version.".to_owned(),
+            evidence: Vec::new(),
+        }),
+        Some(version) => report.fine(format!("containerd {version} (pid {pid})")),
+        None => report.fine(format!("containerd runs (pid {pid})")),
+    }
 }
 
 fn configuration(node: &Node, processes: &BTreeMap<u32, Process>, report: &mut Report) {
@@ -270,6 +275,21 @@ fn is_older(version: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_old_containerd_is_a_warning_and_one_that_says_nothing_is_none() {
+        let mut report = Report::default();
+        judge(50, Some("v1.6.20"), &mut report);
+        judge(51, None, &mut report);
+        assert_eq!(report.findings, []);
+        judge(52, Some("1.5.9~ds1"), &mut report);
+        let finding = &report.findings[0];
+        assert_eq!(
+            (finding.check, finding.level),
+            ("containerd-version", Level::Warning)
+        );
+        assert!(finding.what.contains("pid 52"), "{finding:?}");
+    }
 
     #[test]
     fn versions_and_flags() {

@@ -43,18 +43,20 @@ pub struct Node {
     root: PathBuf,
     ledger: PathBuf,
     witness: holdfast_record::witness::Witness,
+    journald: holdfast_record::logging::Places,
     /// How long a process must stay in state D to count as stuck.
     patience: Duration,
 }
 
 impl Node {
-    /// This node, with the ledger and tracefs that the environment names.
+    /// This node, with the ledger, tracefs and journald that the environment names.
     #[must_use]
     pub fn this() -> Self {
         Self {
             root: PathBuf::from("/"),
             ledger: holdfast_record::ledger::Ledger::from_env().dir().to_owned(),
             witness: holdfast_record::witness::Witness::from_env(),
+            journald: holdfast_record::logging::Places::default(),
             patience: Duration::from_millis(500),
         }
     }
@@ -70,6 +72,11 @@ impl Node {
                 "holdfast",
                 root.join("dev/kmsg"),
             ),
+            journald: holdfast_record::logging::Places {
+                stream: root.join("run/systemd/journal/stdout"),
+                datagram: root.join("run/systemd/journal/socket"),
+                ..holdfast_record::logging::Places::default()
+            },
             patience: Duration::ZERO,
         }
     }

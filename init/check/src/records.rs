@@ -17,11 +17,11 @@ pub(crate) fn look(node: &Node, report: &mut Report) {
 }
 
 fn journald(node: &Node, report: &mut Report) {
-    let sockets = ["/run/systemd/journal/stdout", "/run/systemd/journal/socket"];
+    let sockets = [&node.journald.stream, &node.journald.datagram];
     let missing: Vec<String> = sockets
-        .iter()
-        .filter(|path| !node.path(path).exists())
-        .map(|path| format!("{path} does not exist"))
+        .into_iter()
+        .filter(|path| !path.exists())
+        .map(|path| format!("{} does not exist", path.display()))
         .collect();
     if missing.is_empty() {
         report.fine("journald takes our words");
