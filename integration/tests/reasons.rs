@@ -14,6 +14,8 @@ use serde_json::Value;
 
 on_containerds! {
     each_end_has_its_reason;
+    who_is_asked_to_end_and_does_is_told_as_such;
+    it_is_found_by_whatever_it_is_called;
     want_of_memory_is_named;
     a_hook_that_fails_is_quoted;
     a_hook_that_hangs_has_a_code_of_its_own;
@@ -117,6 +119,82 @@ fn each_end_has_its_reason(containerd: &Containerd) {
         .env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
     let said = deadline::run(&mut nobody, LIMIT);
     assert_ne!(said.code(), 0, "{said}");
+}
+
+/// What a pod that is deleted does.
+fn who_is_asked_to_end_and_does_is_told_as_such(containerd: &Containerd) {
+    if peer() {
+        return skip("reasons", "containerd's own shim records none");
+    }
+    let script = "trap 'exit 5' TERM; touch /ready; while :; do sleep 0.1; done";
+    let pid = containerd.start_task("box", &[], &["sh", "-c", script]);
+    let ready = format!("/proc/{pid}/root/ready");
+    eventually("it listens", LIMIT, || {
+        std::path::Path::new(&ready).exists().then_some(())
+    });
+    containerd.ctr_ok(&["tasks", "kill", "--signal", "SIGTERM", "box"]);
+    containerd.await_status("box", "STOPPED");
+    containerd.remove("box");
+    let record = record(containerd, "box", "HF112");
+    assert_eq!(record["evidence"]["signal"], "SIGTERM", "{record}");
+    assert_eq!(record["evidence"]["code"], 5, "{record}");
+    let sentence = record["sentence"].as_str().unwrap();
+    assert!(
+        sentence.starts_with("Container box exited with code 5, ")
+            && sentence.ends_with(" after it was asked to end: SIGTERM by a Kill request."),
+        "{sentence}"
+    );
+}
+
+fn it_is_found_by_whatever_it_is_called(containerd: &Containerd) {
+    if peer() {
+        return skip("reasons", "containerd's own shim records none");
+    }
+    let pod = [
+        "--annotation",
+        "io.kubernetes.cri.sandbox-name=train-0",
+        "--annotation",
+        "io.kubernetes.cri.sandbox-namespace=ml",
+        "--annotation",
+        "io.kubernetes.cri.sandbox-uid=0a1b2c3d",
+        "--annotation",
+        "io.kubernetes.cri.container-name=worker",
+    ];
+    let pid = containerd.start_task("8f3e2a91", &pod, &["sleep", "600"]);
+    containerd.end_task("8f3e2a91");
+    why(containerd, "8f3e2a91", "HF111");
+    let ask = |words: &[&str]| {
+        let mut command = Command::new(place::built("holdfast"));
+        command
+            .arg("why")
+            .args(words)
+            .env("HOLDFAST_LEDGER_DIR", containerd.path("ledger"));
+        deadline::run(&mut command, LIMIT)
+    };
+    let sentence = "Container 8f3e2a91 was ended on request: SIGKILL by a Kill request.";
+    let pid = pid.to_string();
+    for name in [
+        "8f3e2a91",
+        "8f3",
+        "worker",
+        "train-0",
+        "ml/train-0",
+        "0a1b2c3d",
+        &pid,
+    ] {
+        let said = ask(&[name]);
+        assert!(said.ok().starts_with(sentence), "{name}: {said}");
+    }
+    assert_eq!(ask(&["other/train-0"]).code(), 1);
+    assert!(ask(&["--last"]).ok().starts_with(sentence));
+    assert!(ask(&["--since", "1h"]).ok().contains(sentence));
+    let later = ask(&["--since", "2100-01-01"]);
+    assert_eq!(later.code(), 1, "{later}");
+    // Its shim is done as well by now, or will be: that is no news.
+    let node = ask(&["--node"]);
+    let lines: Vec<&str> = node.ok().lines().collect();
+    assert_eq!(lines[0].trim(), "1  HF111  ended by request", "{node}");
+    assert!(lines[1].ends_with(sentence) && lines.len() == 2, "{node}");
 }
 
 fn want_of_memory_is_named(containerd: &Containerd) {
@@ -312,7 +390,11 @@ fn a_refusal_says_how_its_reason_is_called(containerd: &Containerd) {
     assert!(refused.failed().contains(text), "{refused}");
     // Asked for a container that runs, its execs' ends are not taken for its own.
     let said = why(containerd, "box", "HF154");
-    assert!(said.starts_with("Container box exists in"), "{said}");
+    let exists = format!(
+        "Container box exists in the containerd namespace {} and has not ended: it is running, ",
+        containerd.namespace
+    );
+    assert!(said.starts_with(&exists), "{said}");
     containerd.end_task("box");
     let said = why(containerd, "box", "HF111");
     assert!(said.starts_with("Container box was ended"), "{said}");

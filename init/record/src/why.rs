@@ -36,6 +36,9 @@ pub enum Form {
     Json,
 }
 
+/// So many records are told in full; what else there is has a line each, unless `--last` asks for more.
+const IN_FULL: usize = 3;
+
 /// What else may be, when nothing is recorded of something that was asked for by name.
 const MAYBE: &str = "It may still run, have ended so long ago that the ledger has dropped it, or not have been \
      run by Holdfast; the ledger's folder may be another one (HOLDFAST_LEDGER_DIR).\n";
@@ -59,7 +62,11 @@ pub fn answer(page: &Page, query: &Query, place: &Path, form: Form) -> Answer {
                 damage(page)
             )
         }
-        Form::Full => explain_all(page, query.who.as_ref()),
+        Form::Full => explain_all(
+            page,
+            query.who.as_ref(),
+            query.last.map_or(IN_FULL, |last| last.max(IN_FULL)),
+        ),
         Form::List => list(page),
         Form::Node => node(page),
     };
@@ -93,7 +100,7 @@ pub fn explain(record: &Record) -> String {
     let timeline = timeline(record);
     if !timeline.is_empty() {
         line(&mut text, "");
-        line(&mut text, "  timeline");
+        line(&mut text, "  timeline (UTC)");
         for entry in timeline {
             line(&mut text, &format!("    {entry}"));
         }
@@ -123,10 +130,11 @@ pub fn explain(record: &Record) -> String {
     text
 }
 
-/// The full answers for all records of a page, latest first, and a line about damaged ones. Asked for a container or a
-/// pod, its own end comes before those of exec processes that went down with it or were told after it.
+/// The full answers for the latest `in_full` records of a page, latest first, then a line for each of the others and one
+/// about damaged ones. Asked for a container or a pod, its own end comes before those of exec processes that went down
+/// with it or were told after it.
 #[must_use]
-pub fn explain_all(page: &Page, who: Option<&Selector>) -> String {
+pub fn explain_all(page: &Page, who: Option<&Selector>, in_full: usize) -> String {
     let mut records: Vec<&Record> = page.records.iter().rev().collect();
     let asked_for_exec = who.is_none_or(|who| {
         let names = |record: &&Record| record.exec.as_deref() == Some(who.as_str());
@@ -144,15 +152,35 @@ pub fn explain_all(page: &Page, who: Option<&Selector>) -> String {
             records[..=own].rotate_right(1);
         }
     }
+    let (first, others) = records.split_at(in_full.min(records.len()));
     let mut text = String::new();
-    for (index, record) in records.into_iter().enumerate() {
+    for (index, record) in first.iter().enumerate() {
         if index > 0 {
             text.push('\n');
         }
         text.push_str(&explain(record));
     }
+    if !others.is_empty() {
+        let _ = writeln!(
+            text,
+            "\nBefore that, the latest first (--last={} tells all of them in full):",
+            records.len()
+        );
+        for record in others {
+            text.push_str(&in_a_line(record));
+        }
+    }
     text.push_str(&damage(page));
     text
+}
+
+fn in_a_line(record: &Record) -> String {
+    format!(
+        "{}  {}  {}\n",
+        record.time.short(),
+        record.code,
+        sentence(record)
+    )
 }
 
 /// How often each reason ended something, most often first, with the latest of each.
@@ -187,13 +215,7 @@ pub fn node(page: &Page) -> String {
 pub fn list(page: &Page) -> String {
     let mut text = String::new();
     for record in &page.records {
-        let _ = writeln!(
-            text,
-            "{}  {}  {}",
-            record.time.short(),
-            record.code,
-            sentence(record)
-        );
+        text.push_str(&in_a_line(record));
     }
     text.push_str(&damage(page));
     text
@@ -233,9 +255,12 @@ pub fn sentence(record: &Record) -> String {
     let mut text = visible(&format!("{subject} {}", record.summary.trim_end()));
     // Not twice the same: these sentences hold the status already.
     let says_status = match record.reason() {
-        Some(Reason::Exited { .. } | Reason::Faulted { .. } | Reason::SignalFromOutside { .. }) => {
-            true
-        }
+        Some(
+            Reason::Exited { .. }
+            | Reason::ExitedOnRequest { .. }
+            | Reason::Faulted { .. }
+            | Reason::SignalFromOutside { .. },
+        ) => true,
         Some(Reason::KilledByRequest { signal, .. }) => {
             record.status
                 == Some(ExitStatus::Signaled {
@@ -331,12 +356,20 @@ fn timeline(record: &Record) -> Vec<String> {
         let started = first.map_or(started, |first| first.min(started));
         entries.insert(0, (started.min(record.time), "started".to_owned()));
     }
-    if let Some(Reason::KilledByRequest {
-        rpc,
-        signal,
-        requested_at,
-        ..
-    }) = record.reason()
+    if let Some(
+        Reason::KilledByRequest {
+            rpc,
+            signal,
+            requested_at,
+            ..
+        }
+        | Reason::ExitedOnRequest {
+            rpc,
+            signal,
+            requested_at,
+            ..
+        },
+    ) = record.reason()
     {
         let told = entries.iter().any(|(time, _)| *time == requested_at);
         if !told {

@@ -215,7 +215,9 @@ pub(crate) fn of_end(ended: Ended, known: &Known, seen: Seen) -> Reason {
                         signal: None,
                         seen_by,
                     },
-                    None => Reason::Exited { code },
+                    None => {
+                        exit_on_request(known, code, ended.at).unwrap_or(Reason::Exited { code })
+                    }
                 },
             }
         }
@@ -223,6 +225,27 @@ pub(crate) fn of_end(ended: Ended, known: &Known, seen: Seen) -> Reason {
             by_request(known, signal).unwrap_or_else(|| of_signal(signal, core, known, seen))
         }
     }
+}
+
+/// After another signal than those that mean "end", an exit so soon is taken for its answer: images may name any signal
+/// for that. Later, it has been a "reload".
+const SOON: Duration = Duration::from_secs(60);
+
+/// An exit after a request, by the latest one that may have been meant to bring it.
+fn exit_on_request(known: &Known, code: u8, at: Timestamp) -> Option<Reason> {
+    let request = known.asked.iter().rev().find(|asked| {
+        let number = asked.signal.number();
+        let after = at.since(asked.at);
+        [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT].contains(&number)
+            || ![libc::SIGSTOP, libc::SIGCONT].contains(&number) && after <= SOON
+    })?;
+    Some(Reason::ExitedOnRequest {
+        code,
+        rpc: request.rpc,
+        signal: request.signal,
+        requested_at: request.at,
+        after: at.since(request.at),
+    })
 }
 
 /// The request for `signal` that came last, if there was one.

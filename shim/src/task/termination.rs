@@ -64,6 +64,7 @@ pub(super) fn is_told(reason: &Reason) -> bool {
         | Reason::EndedWithContainer { .. }
         | Reason::OutlivedContainer { .. }
         | Reason::KilledByRequest { .. }
+        | Reason::ExitedOnRequest { .. }
         | Reason::HookFailed { .. }
         | Reason::HookTimedOut { .. }
         | Reason::CreateStepFailed { .. }

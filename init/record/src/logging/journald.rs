@@ -104,7 +104,7 @@ pub fn record_fields(record: &Record) -> Vec<(&'static str, String)> {
 /// Info for what somebody wanted or the program chose, error for the rest.
 fn priority(record: &Record) -> &'static str {
     match record.code.as_str() {
-        "HF101" | "HF103" | "HF111" | "HF170" | "HF191" => "6",
+        "HF101" | "HF103" | "HF111" | "HF112" | "HF170" | "HF191" => "6",
         _ => "3",
     }
 }

@@ -50,6 +50,15 @@ pub(super) static KILLED_BY_REQUEST: Entry = Entry {
     message_id: MessageId(0xd9fd656cfc7c4ca709fe3d59717c8a59),
 };
 
+pub(super) static EXITED_ON_REQUEST: Entry = Entry {
+    code: "HF112",
+    group: Group::Request,
+    title: "exited after it was asked to end",
+    means: "Somebody asked for the end through containerd (kubelet, docker, ctr, nerdctl or crictl) by a signal that a program can handle, as a rule SIGTERM, and the process exited with a code of its own after that.",
+    advice: "Nothing, if the container was to be stopped: who asked is in the kubelet's and containerd's logs at the time shown. What a code other than 0 means, the container's own log says.",
+    message_id: MessageId(0xad19f603cdf6c98c28bea86c89e34e99),
+};
+
 pub(super) static OOM_KILLED: Entry = Entry {
     code: "HF121",
     group: Group::Oom,
@@ -258,12 +267,13 @@ pub(super) static UNKNOWN: Entry = Entry {
 };
 
 /// Every reason there is, in the order of its code.
-pub static CATALOGUE: [&Entry; 28] = [
+pub static CATALOGUE: [&Entry; 29] = [
     &EXITED,
     &FAULTED,
     &ENDED_WITH_CONTAINER,
     &OUTLIVED_CONTAINER,
     &KILLED_BY_REQUEST,
+    &EXITED_ON_REQUEST,
     &OOM_KILLED,
     &OOM_KILLED_CHILD,
     &SIGNAL_FROM_OUTSIDE,

@@ -79,6 +79,21 @@ pub enum Reason {
         )]
         grace: Option<Duration>,
     },
+    /// HF112: exited, after somebody had asked for its end.
+    #[serde(rename = "HF112")]
+    ExitedOnRequest {
+        /// With this code.
+        code: u8,
+        /// Which request.
+        rpc: Rpc,
+        /// The signal it carried.
+        signal: Signal,
+        /// When it came.
+        requested_at: Timestamp,
+        /// How long before the exit that was.
+        #[serde(rename = "after_ms", with = "millis")]
+        after: Duration,
+    },
     /// HF121: the init process was chosen by the OOM killer.
     #[serde(rename = "HF121")]
     OomKilled(Oom),
@@ -279,6 +294,7 @@ impl Reason {
             Self::EndedWithContainer { .. } => &catalogue::ENDED_WITH_CONTAINER,
             Self::OutlivedContainer { .. } => &catalogue::OUTLIVED_CONTAINER,
             Self::KilledByRequest { .. } => &catalogue::KILLED_BY_REQUEST,
+            Self::ExitedOnRequest { .. } => &catalogue::EXITED_ON_REQUEST,
             Self::OomKilled(_) => &catalogue::OOM_KILLED,
             Self::OomKilledChild(_) => &catalogue::OOM_KILLED_CHILD,
             Self::SignalFromOutside { .. } => &catalogue::SIGNAL_FROM_OUTSIDE,
@@ -326,6 +342,7 @@ impl Reason {
             | Self::EndedWithContainer { .. }
             | Self::OutlivedContainer { .. }
             | Self::KilledByRequest { .. }
+            | Self::ExitedOnRequest { .. }
             | Self::OomKilled(_)
             | Self::OomKilledChild(_)
             | Self::SignalFromOutside { .. }

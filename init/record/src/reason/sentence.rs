@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Oom, OomScope, Panicked, Reason, Sender, TimedOut};
+use crate::exit::Signal;
 use crate::time::human;
 
 /// What the shim does after a fault: only the image that goes on writes these down.
@@ -12,7 +13,10 @@ const WENT_ON: &str = "; it went on in a new image, and its containers were not 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exited { code } => write!(f, "exited by itself with code {code}"),
+            Self::Exited { code } => {
+                write!(f, "exited by itself with code {code}")?;
+                write_shells_word(f, *code)
+            }
             Self::Faulted { signal, core } => {
                 let core = if *core { " and left a core dump" } else { "" };
                 write!(
@@ -43,6 +47,17 @@ impl fmt::Display for Reason {
                     write!(f, ", {} after the first polite signal", human(grace))
                 })
             }
+            Self::ExitedOnRequest {
+                code,
+                rpc,
+                signal,
+                after,
+                ..
+            } => write!(
+                f,
+                "exited with code {code}, {} after it was asked to end: {signal} by {rpc}",
+                human(*after)
+            ),
             Self::OomKilled(oom) => {
                 write!(f, "was killed by the kernel for want of memory")?;
                 write_oom(f, oom)
@@ -190,6 +205,20 @@ impl fmt::Display for Reason {
                 looked_at.join("; ")
             ),
         }
+    }
+}
+
+/// What a code means that a shell, as init, has taken over from its last command: 137 is no SIGKILL for init.
+fn write_shells_word(f: &mut fmt::Formatter<'_>, code: u8) -> fmt::Result {
+    match code {
+        126 => f.write_str(" (what a shell says of a command that it cannot run)"),
+        127 => f.write_str(" (what a shell says of a command that it cannot find)"),
+        129..=159 => write!(
+            f,
+            " (what a shell says of a command that was ended by {})",
+            Signal::new(i32::from(code) - 128)
+        ),
+        0..=125 | 128 | 160..=u8::MAX => Ok(()),
     }
 }
 

@@ -62,6 +62,13 @@ pub(crate) fn examples() -> Vec<Reason> {
             requested_at: time,
             grace: Some(Duration::from_secs(30)),
         },
+        Reason::ExitedOnRequest {
+            code: 0,
+            rpc: Rpc::Kill,
+            signal: Signal::TERM,
+            requested_at: time,
+            after: Duration::from_millis(90),
+        },
         Reason::OomKilled(oom.clone()),
         Reason::OomKilledChild(oom),
         Reason::SignalFromOutside {
@@ -265,6 +272,16 @@ fn sentences_are_as_in_the_golden_file() {
         .map(|reason| format!("{} It {reason}.\n", reason.code()))
         .collect();
     golden("reason/sentences.txt", &text);
+}
+
+#[test]
+fn codes_that_a_shell_takes_over_are_explained_and_no_others() {
+    let said = |code| Reason::Exited { code }.to_string();
+    for plain in [0, 1, 125, 128, 160, 255] {
+        assert_eq!(said(plain), format!("exited by itself with code {plain}"));
+    }
+    assert!(said(127).ends_with("(what a shell says of a command that it cannot find)"));
+    assert!(said(137).ends_with("(what a shell says of a command that was ended by SIGKILL)"));
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn every_reason_is_told_as_in_the_golden_file() {
         records,
         damaged: 2,
     };
-    golden("why/all.txt", &explain_all(&page, None));
+    golden("why/all.txt", &explain_all(&page, None, usize::MAX));
     golden("why/list.txt", &list(&page));
 }
 
@@ -190,7 +190,7 @@ fn a_container_comes_before_the_execs_that_were_told_after_it() {
             records,
             damaged: 0,
         };
-        let text = explain_all(&page, Some(&Selector::new(who)));
+        let text = explain_all(&page, Some(&Selector::new(who)), 1);
         text.lines().next().unwrap().to_owned()
     };
     let both = || vec![end(Kind::Container, 1000), exec(2000)];
@@ -200,6 +200,39 @@ fn a_container_comes_before_the_execs_that_were_told_after_it() {
     let records = vec![end(Kind::Container, 1000), of_the_next];
     assert!(first(records, "box").starts_with("Exec process e1"));
     assert!(first(vec![exec(1)], "box").starts_with("Exec process e1"));
+}
+
+#[test]
+fn what_has_many_records_is_told_in_full_only_at_first() {
+    let id = ContainerId::new("box").unwrap();
+    let end = |millis| {
+        let reason = Reason::Exited { code: 1 };
+        steady(Record::new(Kind::Container, &reason, at(millis))).of_container(None, &id)
+    };
+    let page = Page {
+        records: (0..5).map(|second| end(second * 1000)).collect(),
+        damaged: 0,
+    };
+    let told = |last| {
+        let query = Query {
+            who: Some(Selector::new("box")),
+            last,
+            ..Query::default()
+        };
+        answer(&page, &query, Path::new("/ledger"), Form::Full).text
+    };
+    let short = told(None);
+    assert_eq!(short.matches("  what to do  ").count(), 3, "{short}");
+    let rest: Vec<&str> = short.lines().rev().take(3).collect();
+    assert_eq!(
+        rest,
+        [
+            "2027-01-15 08:00:00 UTC  HF101  Container box exited by itself with code 1.",
+            "2027-01-15 08:00:01 UTC  HF101  Container box exited by itself with code 1.",
+            "Before that, the latest first (--last=5 tells all of them in full):",
+        ]
+    );
+    assert_eq!(told(Some(5)).matches("  what to do  ").count(), 5);
 }
 
 #[test]

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use holdfast_cgroups::Below;
-use holdfast_record::ledger::{Kind, Ledger, Query, Selector};
-use holdfast_record::{ContainerId, Signal, Timestamp, why};
+use holdfast_record::{ContainerId, Signal};
 use lexopt::{Arg, Parser};
 use oci_spec::runtime::Capability;
 
@@ -15,11 +14,11 @@ use super::criu_flags;
 use super::duration;
 use super::global::{self, Global, Parsed, flag, path, text, usage};
 use super::help;
+use super::questions;
 use super::update_flags::{self, Asked};
 use crate::cause::{self, Operation};
 use crate::cli::log_file;
 use crate::error::{Doing, Error, Result};
-use crate::shims;
 use crate::verb::{
     Context, checkpoint, create, delete, events, exec, kill, list, pause, ps, restore, run, start,
     state, update,
@@ -109,11 +108,11 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
         }
         "spec" => spec_command(parser),
         "features" => print(&pretty(&crate::features::features())?),
-        "why" => why_command(parser),
-        "shims" => shims_command(parser),
-        "upgrade" => upgrade_command(parser),
+        "why" => questions::why(parser),
+        "shims" => questions::shims(parser),
+        "upgrade" => questions::upgrade(parser),
         "gpu" => super::gpu_commands::run(context, parser),
-        "check" => check_command(parser),
+        "check" => questions::check(parser),
         other => Err(Error::Usage(format!("no command {other:?}"))),
     }
 }
@@ -122,49 +121,6 @@ fn dispatch(context: &Context, command: &str, parser: &mut Parser) -> Result<i32
 fn bundle_of(context: &Context, id: &ContainerId) -> PathBuf {
     let container = context.container(id);
     container.map_or_else(|_| PathBuf::new(), |one| one.saved.bundle)
-}
-
-fn shims_command(parser: &mut Parser) -> Result<i32> {
-    let mut json = false;
-    while let Some(arg) = parser.next().map_err(usage)? {
-        match arg {
-            Arg::Long("json") => json = flag(parser)?,
-            other => return Err(usage(other.unexpected())),
-        }
-    }
-    let shims = shims::find();
-    if json {
-        let value = serde_json::to_value(&shims).map_err(|source| Error::Json {
-            path: "the list of shims".into(),
-            source,
-        })?;
-        return print(&pretty(&value)?);
-    }
-    print(&shims::table(&shims, Timestamp::now()))
-}
-
-fn upgrade_command(parser: &mut Parser) -> Result<i32> {
-    let (mut all, mut program, mut words) = (false, None, Vec::new());
-    let mut namespace = None;
-    while let Some(arg) = parser.next().map_err(usage)? {
-        match arg {
-            Arg::Long("all") => all = flag(parser)?,
-            Arg::Long("program") => program = Some(path(parser)?),
-            Arg::Short('n') | Arg::Long("namespace") => namespace = Some(text(parser)?),
-            Arg::Value(value) => {
-                let mut ids = Ids::default();
-                ids.push(value)?;
-                words.append(&mut ids.0);
-            }
-            other => return Err(usage(other.unexpected())),
-        }
-    }
-    let wanted = shims::Wanted {
-        words: &words,
-        all,
-        namespace: namespace.as_deref(),
-    };
-    print(&shims::upgrade(&wanted, program.as_deref())?)
 }
 
 pub(super) fn print(text: &str) -> Result<i32> {
@@ -184,7 +140,7 @@ pub(super) fn pretty(value: &serde_json::Value) -> Result<String> {
 
 /// Positional arguments.
 #[derive(Debug, Default)]
-pub(super) struct Ids(Vec<String>);
+pub(super) struct Ids(pub(super) Vec<String>);
 
 impl Ids {
     pub(super) fn push(&mut self, value: OsString) -> Result<()> {
@@ -506,99 +462,4 @@ fn spec_command(parser: &mut Parser) -> Result<i32> {
         .and_then(|mut out| out.write_all(text.as_bytes()))
         .doing(|| format!("write {} (it must not exist yet)", file.display()))?;
     Ok(0)
-}
-
-fn why_command(parser: &mut Parser) -> Result<i32> {
-    let mut query = Query::default();
-    let mut form = why::Form::List;
-    let mut json = false;
-    while let Some(arg) = parser.next().map_err(usage)? {
-        match arg {
-            Arg::Long("json") => json = flag(parser)?,
-            Arg::Long("last") => {
-                let count = match parser.optional_value() {
-                    None => 1,
-                    Some(value) => value
-                        .to_str()
-                        .and_then(|text| text.parse().ok())
-                        .ok_or_else(|| Error::Usage("--last=N wants a number".into()))?,
-                };
-                query.last = Some(count);
-                form = why::Form::Full;
-            }
-            Arg::Long("since") => {
-                let word = text(parser)?;
-                let since = why::since(&word, Timestamp::now())
-                    .map_err(|error| Error::Usage(error.to_string()))?;
-                query.since = Some(since);
-            }
-            Arg::Short('n') | Arg::Long("namespace") => query.namespace = Some(text(parser)?),
-            Arg::Long("node") => {
-                if flag(parser)? {
-                    form = why::Form::Node;
-                }
-            }
-            Arg::Value(value) => {
-                query.who = Some(Selector::new(value.to_string_lossy()));
-                form = why::Form::Full;
-            }
-            other => return Err(usage(other.unexpected())),
-        }
-    }
-    if json {
-        form = why::Form::Json;
-    }
-    query.quiet = matches!(form, why::Form::Full | why::Form::List);
-    let ledger = Ledger::from_env();
-    let page = ledger.read(&query).map_err(|error| Error::Step {
-        doing: "read the ledger".into(),
-        detail: crate::error::chain(&error),
-        source: None,
-    })?;
-    let answer = why::answer(&page, &query, ledger.dir(), form);
-    // What is recorded then is of its exec processes alone.
-    let own = page.records.iter().any(|record| record.kind != Kind::Exec);
-    if let (false, false, Some(who)) = (own, json, &query.who)
-        && let Some(namespace) = running(who.as_str())
-    {
-        let rest = if answer.found {
-            "Of its exec processes:\n"
-        } else {
-            ""
-        };
-        print(&format!(
-            "Container {who} exists in the containerd namespace {namespace} and has not ended. {rest}",
-            who = who.as_str()
-        ))?;
-    }
-    print(answer.text.trim_end())?;
-    Ok(i32::from(!answer.found))
-}
-
-/// The containerd namespace in which our shim has a container `id`, by its state on disk.
-fn running(id: &str) -> Option<String> {
-    let id = ContainerId::new(id).ok()?;
-    let namespaces = std::fs::read_dir("/run/holdfast").ok()?;
-    namespaces
-        .flatten()
-        .find(|folder| folder.path().join(id.as_str()).is_dir())
-        .map(|folder| folder.file_name().to_string_lossy().into_owned())
-}
-
-/// Exit code 0: nothing but notes, 2: warnings, 3: problems.
-fn check_command(parser: &mut Parser) -> Result<i32> {
-    let mut json = false;
-    while let Some(arg) = parser.next().map_err(usage)? {
-        match arg {
-            Arg::Long("json") => json = flag(parser)?,
-            other => return Err(usage(other.unexpected())),
-        }
-    }
-    let report = holdfast_check::examine(&holdfast_check::Node::this());
-    if json {
-        print(&pretty(&report.json())?)?;
-    } else {
-        print(report.text().trim_end())?;
-    }
-    Ok(report.exit_code())
 }

@@ -14,6 +14,7 @@ mod global;
 mod gpu_commands;
 mod help;
 mod log_file;
+mod questions;
 mod update_flags;
 
 use std::ffi::OsString;

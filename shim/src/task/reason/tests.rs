@@ -78,6 +78,32 @@ fn an_exit_is_its_own_unless_it_obeys_or_follows_a_lack_of_memory() {
 }
 
 #[test]
+fn an_exit_after_a_request_is_an_answer_to_it() {
+    let none = Seen::default;
+    // It ends at 100.
+    let exit = |code| ended(ExitStatus::Exited(code));
+    let term = of_init(asked(&[(Signal::TERM, 90)]));
+    match of_end(exit(0), &term, none()) {
+        Reason::ExitedOnRequest { signal, after, .. } => {
+            assert_eq!((signal, after), (Signal::TERM, Duration::from_secs(10)));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(code(exit(1), &term, none()), "HF112");
+    const HUP: Signal = Signal::new(libc::SIGHUP);
+    let hup = |at| of_init(asked(&[(HUP, at)]));
+    assert_eq!(code(exit(0), &hup(90), none()), "HF112");
+    assert_eq!(code(exit(0), &hup(30), none()), "HF101", "a reload");
+    let cont = of_init(asked(&[(Signal::new(libc::SIGCONT), 99)]));
+    assert_eq!(code(exit(0), &cont, none()), "HF101");
+    let oom = Known {
+        oom: Some(Oom::default()),
+        ..of_init(asked(&[(Signal::TERM, 90)]))
+    };
+    assert_eq!(code(exit(1), &oom, none()), "HF122");
+}
+
+#[test]
 fn a_request_names_the_grace_period() {
     let known = of_init(asked(&[(Signal::TERM, 90), (Signal::KILL, 100)]));
     match of_end(signaled(Signal::KILL), &known, Seen::default()) {
