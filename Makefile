@@ -18,7 +18,7 @@ TEST_NEEDS  := containerd:containerd ctr:containerd runc:runc crun:crun strace:s
 # What only some tests need; without it they say so and are skipped.
 MORE_NEEDS  := time:time dockerd:docker.io docker-init:tini podman:podman conmon:conmon catatonit:catatonit newuidmap:uidmap
 
-.PHONY: help build install deb check test test-unit test-integration test-faults test-v2 demo bench bench-v2 museum clean tools
+.PHONY: help build install deb check test test-unit test-integration faults test-faults test-v2 demo bench bench-v2 museum clean tools
 .PHONY: build-needs test-needs
 
 help: ## list the targets
@@ -60,9 +60,11 @@ test-unit: build-needs ## tests that need no containerd
 test-integration: build test-needs tools ## black-box tests of the built binaries against containerd 1.6 and 2.1
 	cargo test --locked --no-fail-fast -p holdfast-integration
 
-test-faults: build test-needs tools ## the shim fails at every step: built with fault points, which no release has
+faults: build ## a shim for tests that fails on order, in target/faults; no release has the fault points
 	CARGO_PROFILE_DEV_PANIC=unwind cargo build --locked -p holdfast-shim --features fault-points
 	@mkdir -p target/faults && cp -f $(CARGO_DIR)/debug/containerd-shim-holdfast-v2 $(OUT)/holdfast target/faults/
+
+test-faults: faults test-needs tools ## the shim fails at every step
 	HOLDFAST_BIN_DIR=$(CURDIR)/target/faults cargo test --locked --no-fail-fast -p holdfast-integration --test faults
 
 test-v2: build ## the runtime's tests on pure cgroup v2 with systemd, in a booted kernel (TESTS= picks some)
@@ -79,7 +81,7 @@ bench: build test-needs tools ## side by side with runc and crun: time, system c
 bench-v2: build ## the benchmark's counts and times on pure cgroup v2, in the same booted kernel
 	@integration/uml.sh bench 10 lives first floor parallel calls
 
-museum: build test-needs tools ## what broke other shims, done to containerd's own shim and to ours, as a table
+museum: faults test-needs tools ## what broke other shims, done to containerd's own shim and to ours, as a table
 	cargo run --quiet --locked --profile harness -p holdfast-integration --bin museum
 
 tools: ## fetch containerd 2.1 into tools/ (unpacked there, not installed)

@@ -36,6 +36,25 @@ pub fn built(name: &str) -> PathBuf {
     path
 }
 
+/// One of our binaries built with fault points, where one was: in the folder that `HOLDFAST_FAULTS_DIR` names, else in
+/// `target/faults` of the checkout.
+///
+/// # Errors
+/// That it was not, with what makes it.
+pub fn with_fault_points(name: &str) -> Result<PathBuf, String> {
+    let folder = std::env::var_os("HOLDFAST_FAULTS_DIR")
+        .map_or_else(|| repository().join("target/faults"), PathBuf::from);
+    let path = folder.join(name);
+    if is_program(&path) {
+        Ok(path)
+    } else {
+        Err(format!(
+            "{} is not there: run `make faults`",
+            path.display()
+        ))
+    }
+}
+
 /// Folder with the binaries of containerd 2.1, as `make tools` leaves it.
 #[must_use]
 pub fn containerd_2_1() -> PathBuf {

@@ -17,6 +17,7 @@ mod out_of_memory;
 mod second_start;
 mod shim_fails;
 mod shim_killed;
+mod shim_panics;
 mod slow_kill;
 mod stage;
 mod stalled_reader;
@@ -133,6 +134,12 @@ pub const EXHIBITS: &[Exhibit] = &[
     exhibit("a stranger's kill -9", 60, killed_by_stranger::visit),
     exhibit("no memory for init", 60, out_of_memory::init),
     exhibit("no memory for a child", 60, out_of_memory::child),
+    exhibit("panic of the shim", 60, shim_panics::visit),
+    exhibit(
+        "panic of the shim, containerd down",
+        60,
+        shim_panics::visit_while_down,
+    ),
     exhibit("SIGSEGV of the shim", 60, shim_fails::by_segv),
     exhibit(
         "SIGSEGV of the shim, containerd down",

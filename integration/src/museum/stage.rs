@@ -168,6 +168,26 @@ impl Stage {
 
     /// The sentence of `holdfast why`, once there is one; for their side there is none.
     pub(super) fn why(&self, id: &str) -> Option<String> {
+        self.sentence(id, |text| {
+            // Of what has not ended that is said first.
+            text.lines()
+                .find(|line| !line.trim().is_empty() && !line.contains(" has not ended: "))
+                .map(str::to_owned)
+        })
+    }
+
+    /// Its sentence for the record with a code.
+    pub(super) fn why_code(&self, id: &str, code: &str) -> Option<String> {
+        let reason = format!("  reason      {code} ");
+        self.sentence(id, |text| {
+            let lines: Vec<&str> = text.lines().collect();
+            let at = lines.iter().position(|line| line.starts_with(&reason))?;
+            // The sentence, an empty line, the facts.
+            lines.get(at.checked_sub(2)?).map(|line| (*line).to_owned())
+        })
+    }
+
+    fn sentence(&self, id: &str, choose: impl Fn(&str) -> Option<String>) -> Option<String> {
         if self.side == Side::Theirs {
             return None;
         }
@@ -177,10 +197,9 @@ impl Stage {
                 .args(["why", id])
                 .env("HOLDFAST_LEDGER_DIR", self.containerd.path("ledger"));
             let answer = deadline::run(&mut command, Duration::from_secs(10));
-            let sentence = answer.stdout.lines().next()?.trim().to_owned();
-            (answer.status.success() && !sentence.is_empty()).then_some(sentence)
+            choose(&answer.stdout).filter(|_| answer.status.success())
         };
-        within(Duration::from_secs(3), ask).map(|sentence| format!("why: {sentence}"))
+        within(Duration::from_secs(3), ask).map(|sentence| format!("why: {}", sentence.trim()))
     }
 
     /// The first line of containerd's log, which has the shim's lines too, that contains one of
