@@ -2,6 +2,8 @@
 
 #[path = "faults/base.rs"]
 mod base;
+#[path = "faults/last_words.rs"]
+mod last_words;
 #[path = "faults/upgrades.rs"]
 mod upgrades;
 #[path = "faults/walks.rs"]

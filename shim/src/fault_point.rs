@@ -57,7 +57,12 @@ pub(crate) fn fault_point(place: &str) {
     match how.as_str() {
         "panic" => panic!("on purpose, at {place}"),
         "fault" => crate::sys::write_to_nowhere(),
+        "twice" => {
+            let _second = PanicsOnDrop;
+            panic!("the first panic, at {place}");
+        }
         "abort" => std::process::abort(),
+        "free" => sys::free_garbage(),
         "overflow" => {
             let _ = overflow(0);
         }
@@ -65,6 +70,32 @@ pub(crate) fn fault_point(place: &str) {
             std::hint::spin_loop();
         },
         other => panic!("no such fault: {other}"),
+    }
+}
+
+#[cfg(feature = "fault-points")]
+struct PanicsOnDrop;
+
+#[cfg(feature = "fault-points")]
+#[allow(clippy::panic, reason = "what it is for")]
+impl Drop for PanicsOnDrop {
+    fn drop(&mut self) {
+        panic!("the second panic, while the first one is dealt with");
+    }
+}
+
+#[cfg(feature = "fault-points")]
+mod sys {
+    #![allow(unsafe_code)]
+
+    /// Makes glibc abort: "free(): invalid pointer".
+    pub(super) fn free_garbage() {
+        #[repr(align(16))]
+        struct Text([u8; 64]);
+        let text = std::hint::black_box(Text([0; 64]));
+        // What glibc takes for the size of the chunk, right before the pointer, is zeros of our own.
+        // SAFETY: none is claimed: glibc sees that the pointer is not aligned, and aborts. It is the last act of this image.
+        unsafe { libc::free(text.0.as_ptr().wrapping_add(17).cast_mut().cast()) }
     }
 }
 
