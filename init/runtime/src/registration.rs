@@ -1,14 +1,38 @@
-//! *Register before run*: handing a new process to the shim that started us.
+//! *Register before run*: handing a new process to the shim that started us, and telling other callers of it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use holdfast_record::Deadline;
 use holdfast_record::barrier::{ACK, ENV, Frame};
 
 use crate::cause::{self, Operation};
-use crate::error::{Error, Result, chain};
+use crate::error::{Doing, Error, Result, chain};
 use crate::link::wait_readable;
+use crate::state::write_whole;
 use crate::sys::fd;
+use crate::terminal;
+
+/// Hands the process over as the caller asked for: `--pidfd-socket`, `--pid-file`.
+///
+/// # Errors
+/// With the path. A socket that nobody accepts on has a deadline.
+pub(crate) fn tell_caller(
+    pid: i32,
+    pidfd: BorrowedFd<'_>,
+    pidfd_socket: Option<&Path>,
+    pid_file: Option<&Path>,
+) -> Result<()> {
+    if let Some(path) = pidfd_socket {
+        let socket = terminal::connect(path)?;
+        fd::send_fd(socket.as_fd(), b"pidfd", pidfd)
+            .doing(|| format!("send the pidfd to {}", path.display()))?;
+    }
+    if let Some(path) = pid_file {
+        write_whole(path, pid.to_string().as_bytes(), 0o644)?;
+    }
+    Ok(())
+}
 
 /// The inherited socket to the shim, when a shim started us.
 #[derive(Debug)]

@@ -12,12 +12,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use holdfast_cgroups::systemd::Unit;
 use holdfast_cgroups::{Cgroup, CgroupPath, Driver, Hierarchies, When};
 use holdfast_plan::Point;
 use holdfast_record::deadline::limit_from_env;
 use holdfast_record::{ContainerId, Deadline};
 use holdfast_seccomp::ContainerProcessState;
-use oci_spec::runtime::{LinuxNamespaceType as Type, LinuxResources};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType as Type, LinuxResources};
 
 use super::made::{self, Undo};
 use super::unit::NewUnit;
@@ -35,8 +36,8 @@ use crate::plan::create::{Inputs, has_create_hooks, prepare};
 use crate::plan::filter::Filter;
 use crate::plan::namespaces::{Namespaces, flag};
 use crate::rdt;
-use crate::registration::Shim;
-use crate::state::{Saved, SavedListener, StateDir, write_whole};
+use crate::registration::{Shim, tell_caller};
+use crate::state::{Saved, SavedListener, StateDir};
 use crate::sys::clone::UserNamespace;
 use crate::sys::fd;
 use crate::terminal;
@@ -186,15 +187,7 @@ impl Creation<'_> {
         let list = bundle.namespaces();
         let hierarchies = Hierarchies::detect()?;
         let spec = linux.cgroups_path().as_deref();
-        let id = self.id.as_str();
-        let (unit, path) = if self.context.systemd_cgroup {
-            let unit = unit::unit(spec, id, &hierarchies)?;
-            let path = CgroupPath::of_unit(&unit);
-            (Some(unit), path)
-        } else {
-            let path = CgroupPath::new(spec, Driver::Cgroupfs, DEFAULT_CGROUP_PARENT, id)?;
-            (None, path)
-        };
+        let (unit, path) = self.cgroup_path(spec, &hierarchies)?;
         let resources = linux.resources().as_ref();
         let filter = linux
             .seccomp()
@@ -257,16 +250,7 @@ impl Creation<'_> {
             pure_v2,
             linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()),
         )?;
-        let root = environment::open_root(&bundle.rootfs);
-        let mut env = environment::complete(bundle.process()?, root.as_ref());
-        if self.options.listen_fds > 0 {
-            env.retain(|entry| {
-                !entry.starts_with("LISTEN_FDS=") && !entry.starts_with("LISTEN_PID=")
-            });
-            // It is the first process of its pid namespace.
-            env.push(format!("LISTEN_FDS={}", self.options.listen_fds));
-            env.push("LISTEN_PID=1".into());
-        }
+        let env = self.environment()?;
         // From inside another user namespace nobody may be cloned into a v2 group.
         let attached_late = unit.is_some() || (into.is_some() && !namespaces.in_between.is_empty());
         let prepared = prepare(Inputs {
@@ -292,11 +276,6 @@ impl Creation<'_> {
         if let Some(filter) = &filter {
             self.dir.save_filter(&filter.program)?;
         }
-        let user_namespace = match namespace(list, Type::User).map(|n| n.path().is_some()) {
-            None => UserNamespace::Unchanged,
-            Some(false) => UserNamespace::New,
-            Some(true) => UserNamespace::Joined,
-        };
         let stdio = own_stderr::for_container()?;
         let mut link = launch(
             &Launch {
@@ -305,7 +284,7 @@ impl Creation<'_> {
                 instead_of_divided: None,
                 entrance: entrance.as_ref(),
                 sibling: shim.is_some(),
-                user_namespace,
+                user_namespace: user_namespace(list),
                 stdio: stdio.as_ref(),
             },
             prepared,
@@ -324,6 +303,37 @@ impl Creation<'_> {
                 Err(cause)
             }
         }
+    }
+
+    /// Where the container's cgroup is, and with the systemd driver the unit that it belongs to.
+    fn cgroup_path(
+        &self,
+        spec: Option<&Path>,
+        hierarchies: &Hierarchies,
+    ) -> Result<(Option<Unit>, CgroupPath)> {
+        let id = self.id.as_str();
+        if self.context.systemd_cgroup {
+            let unit = unit::unit(spec, id, hierarchies)?;
+            let path = CgroupPath::of_unit(&unit);
+            return Ok((Some(unit), path));
+        }
+        let path = CgroupPath::new(spec, Driver::Cgroupfs, DEFAULT_CGROUP_PARENT, id)?;
+        Ok((None, path))
+    }
+
+    /// That of the specification, and what sockets that are handed in want (sd_listen_fds(3)).
+    fn environment(&self) -> Result<Vec<String>> {
+        let root = environment::open_root(&self.bundle.rootfs);
+        let mut env = environment::complete(self.bundle.process()?, root.as_ref());
+        if self.options.listen_fds > 0 {
+            env.retain(|entry| {
+                !entry.starts_with("LISTEN_FDS=") && !entry.starts_with("LISTEN_PID=")
+            });
+            // It is the first process of its pid namespace.
+            env.push(format!("LISTEN_FDS={}", self.options.listen_fds));
+            env.push("LISTEN_PID=1".into());
+        }
+        Ok(env)
     }
 
     /// Both ends of both fifos: opened for reading and writing, an open never blocks and a
@@ -380,14 +390,18 @@ impl Creation<'_> {
         link.reach(Point::Ready, &deadline, |pid, fd| {
             send_listener(self.context, self.id, listener.as_ref(), pid, &fd)
         })?;
-        if let Some(path) = &self.options.pidfd_socket {
-            let socket = terminal::connect(path)?;
-            fd::send_fd(socket.as_fd(), b"pidfd", link.pidfd.as_fd())
-                .doing(|| format!("send the pidfd to {}", path.display()))?;
-        }
-        if let Some(path) = &self.options.pid_file {
-            write_whole(path, link.pid.to_string().as_bytes(), 0o644)?;
-        }
+        let Options {
+            pidfd_socket,
+            pid_file,
+            ..
+        } = self.options;
+        let pidfd = link.pidfd.as_fd();
+        tell_caller(
+            link.pid,
+            pidfd,
+            pidfd_socket.as_deref(),
+            pid_file.as_deref(),
+        )?;
         if let Some(shim) = shim {
             let deadline = self
                 .deadline
@@ -423,6 +437,15 @@ impl Creation<'_> {
             Some(&join),
         )?;
         Ok(())
+    }
+}
+
+/// What the configuration wants of a user namespace.
+fn user_namespace(list: &[LinuxNamespace]) -> UserNamespace {
+    match namespace(list, Type::User).map(|user| user.path().is_some()) {
+        None => UserNamespace::Unchanged,
+        Some(false) => UserNamespace::New,
+        Some(true) => UserNamespace::Joined,
     }
 }
 

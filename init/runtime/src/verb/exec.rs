@@ -4,20 +4,17 @@
 //! the container's seccomp filter and the labels of its own process document. Under a shim the
 //! process is registered before it may execute anything.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use holdfast_cgroups::systemd::Unit;
 use holdfast_cgroups::{Below, Cgroup, Hierarchies};
 use holdfast_plan::Point;
-use holdfast_record::{ContainerId, Deadline, ExitStatus};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use holdfast_record::{ContainerId, Deadline};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use oci_spec::runtime::{Capability, Hook, LinuxNamespaceType as Type, Process};
+use oci_spec::runtime::{Capability, LinuxNamespaceType as Type, Process};
 
 use super::create::{has_user_namespace, send_listener};
 use super::{Context, environment, is_root_of_the_machine, run, unit};
@@ -31,8 +28,8 @@ use crate::plan::exec::{Inputs, prepare};
 use crate::plan::filter::Filter;
 use crate::plan::namespaces::{Joined, Namespaces, flag};
 use crate::plan::placement;
-use crate::registration::Shim;
-use crate::state::{Container, Status, write_whole};
+use crate::registration::{Shim, tell_caller};
+use crate::state::{Container, Status};
 use crate::sys::clone::UserNamespace;
 use crate::sys::{clone, fd, signals};
 use crate::terminal::{self, Proxy, console_pair};
@@ -149,7 +146,10 @@ fn exec_with(
     let (mut link, late) = execution.launch(console, shim.is_some())?;
     let started = execution
         .accompany(context, &mut link, late.as_ref(), shim, &deadline)
-        .and_then(|()| tell(options, &link));
+        .and_then(|()| {
+            let (socket, file) = (options.pidfd_socket.as_deref(), options.pid_file.as_deref());
+            tell_caller(link.pid, link.pidfd.as_fd(), socket, file)
+        });
     if let Err(error) = started {
         let cause = link.last_words().unwrap_or(error);
         link.kill();
@@ -162,18 +162,6 @@ fn exec_with(
         }
         None => Ok(0),
     }
-}
-
-fn tell(options: &Options, link: &Link) -> Result<()> {
-    if let Some(path) = &options.pidfd_socket {
-        let socket = terminal::connect(path)?;
-        fd::send_fd(socket.as_fd(), b"pidfd", link.pidfd.as_fd())
-            .doing(|| format!("send the pidfd to {}", path.display()))?;
-    }
-    if let Some(path) = &options.pid_file {
-        write_whole(path, link.pid.to_string().as_bytes(), 0o644)?;
-    }
-    Ok(())
 }
 
 /// The process document: the given one, or the container's own, changed by the options.
@@ -269,17 +257,24 @@ impl Drop for OnCpus {
 }
 
 /// One additional process.
-struct Execution<'a> {
-    container: &'a Container,
-    process: &'a Process,
-    preserve_fds: u32,
-    below: Option<&'a Below>,
-    stdio: Option<[OwnedFd; 3]>,
+pub(super) struct Execution<'a> {
+    pub(super) container: &'a Container,
+    pub(super) process: &'a Process,
+    /// How many descriptors above standard error it inherits.
+    pub(super) preserve_fds: u32,
+    /// Where it goes instead of into the container's own cgroup.
+    pub(super) below: Option<&'a Below>,
+    /// Its streams; without, it has ours.
+    pub(super) stdio: Option<[OwnedFd; 3]>,
 }
 
 impl Execution<'_> {
     /// The new process, and the cgroup that it still has to be moved into.
-    fn launch(&self, console: Option<OwnedFd>, sibling: bool) -> Result<(Link, Option<Cgroup>)> {
+    pub(super) fn launch(
+        &self,
+        console: Option<OwnedFd>,
+        sibling: bool,
+    ) -> Result<(Link, Option<Cgroup>)> {
         let saved = &self.container.saved;
         let init = self.container.live_init()?;
         let pidfd = clone::open_pidfd(init).doing(|| format!("open a pidfd of process {init}"))?;
@@ -421,7 +416,7 @@ impl Execution<'_> {
     }
 
     /// Registers the process, lets it go and waits until it has become the program.
-    fn accompany(
+    pub(super) fn accompany(
         &self,
         context: &Context,
         link: &mut Link,
@@ -465,128 +460,6 @@ impl Execution<'_> {
                 )?,
                 Said::Reached(Point::Cgroups | Point::Hooks | Point::Ready) => {}
             }
-        }
-    }
-}
-
-/// How much of a hook's output is kept.
-const OUTPUT: usize = 16 << 10;
-
-/// Runs `startContainer` hooks as processes of the container.
-pub(super) fn run_start_container_hooks(
-    context: &Context,
-    container: &Container,
-    hooks: &[Hook],
-    state: &[u8],
-) -> Result<()> {
-    for (at, hook) in hooks.iter().enumerate() {
-        run_inside(context, container, hook, state).map_err(|error| Error::Step {
-            doing: format!(
-                "run startContainer hook {} of {} ({})",
-                at + 1,
-                hooks.len(),
-                hook.path().display()
-            ),
-            detail: crate::error::chain(&error),
-            source: None,
-        })?;
-    }
-    Ok(())
-}
-
-fn run_inside(context: &Context, container: &Container, hook: &Hook, state: &[u8]) -> Result<()> {
-    let mut process = container.saved.process.clone();
-    let path = hook.path().display().to_string();
-    // holdfast-init takes the program from args[0]; hooks whose args[0] differs from their
-    // path are seen under their path.
-    let mut args = vec![path];
-    args.extend(hook.args().iter().flatten().skip(1).cloned());
-    process
-        .set_args(Some(args))
-        .set_env(hook.env().clone())
-        .set_terminal(Some(false))
-        .set_exec_cpu_affinity(None)
-        .set_cwd("/".into());
-    let stdin = fd::sealed(c"state", state, false, false).doing(|| "pass the state".into())?;
-    let stdin = File::open(format!("/proc/self/fd/{}", stdin.as_raw_fd()))
-        .doing(|| "pass the state".into())?;
-    let (reader, writer) =
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).doing(|| "make a pipe".into())?;
-    let second = writer.try_clone().doing(|| "duplicate a pipe".into())?;
-    let execution = Execution {
-        container,
-        process: &process,
-        preserve_fds: 0,
-        below: None,
-        stdio: Some([stdin.into(), writer, second]),
-    };
-    let limit = hook
-        .timeout()
-        .and_then(|seconds| u64::try_from(seconds).ok())
-        .filter(|seconds| *seconds > 0)
-        .map_or(crate::hooks::DEFAULT_TIMEOUT, Duration::from_secs);
-    let deadline = Deadline::named("hook", limit, "startContainer hook");
-    let (mut link, late) = execution.launch(None, false)?;
-    let ran = execution.accompany(context, &mut link, late.as_ref(), None, &deadline);
-    if let Err(error) = ran {
-        link.kill();
-        return Err(error);
-    }
-    drop(execution);
-    let mut output = Vec::new();
-    let status = wait_reading(&link, reader, &mut output, &deadline);
-    if status.is_err() {
-        link.kill();
-    }
-    let (code, status) = status?;
-    match ExitStatus::from_waitid(code, status) {
-        Some(status) if status.success() => Ok(()),
-        Some(status) => Err(Error::Step {
-            doing: format!("succeed: {status}"),
-            detail: String::from_utf8_lossy(&output).trim().to_owned(),
-            source: None,
-        }),
-        None => Err(Error::NotRunning),
-    }
-}
-
-/// Reads the output while the process runs: a full pipe never holds it.
-fn wait_reading(
-    link: &Link,
-    reader: OwnedFd,
-    output: &mut Vec<u8>,
-    deadline: &Deadline,
-) -> Result<(i32, i32)> {
-    let mut reader = File::from(reader);
-    let mut open = true;
-    loop {
-        let mut fds = vec![PollFd::new(link.pidfd.as_fd(), PollFlags::POLLIN)];
-        if open {
-            fds.push(PollFd::new(reader.as_fd(), PollFlags::POLLIN));
-        }
-        let timeout = PollTimeout::try_from(deadline.poll_timeout()).unwrap_or(PollTimeout::MAX);
-        match poll(&mut fds, timeout) {
-            Ok(0) if deadline.is_expired() => {
-                return Err(crate::link::expired(deadline, link.pid));
-            }
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(errno).doing(|| deadline.what().to_owned()),
-        }
-        let ready = |at: usize| {
-            fds.get(at)
-                .and_then(|fd| fd.revents())
-                .is_some_and(|events| !events.is_empty())
-        };
-        let (ended, readable) = (ready(0), ready(1));
-        drop(fds);
-        if readable {
-            let mut buffer = [0; 4096];
-            let len = reader.read(&mut buffer).unwrap_or(0);
-            open = len > 0;
-            let room = OUTPUT.saturating_sub(output.len()).min(len);
-            output.extend_from_slice(buffer.get(..room).unwrap_or_default());
-        } else if ended {
-            return clone::wait_pidfd(link.pidfd.as_fd(), true).ok_or(Error::NotRunning);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One module per command.
 
 pub mod checkpoint;
+mod container_hooks;
 pub mod create;
 pub mod delete;
 pub(crate) mod environment;

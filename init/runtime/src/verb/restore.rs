@@ -31,10 +31,10 @@ use crate::error::{Doing, Error, Result};
 use crate::hooks::{HookStage, run_hooks};
 use crate::plan::filter::Filter;
 use crate::rdt;
-use crate::registration::Shim;
-use crate::state::{StateDir, write_whole};
+use crate::registration::{Shim, tell_caller};
+use crate::state::StateDir;
 use crate::sys::{clone, fd, signals};
-use crate::terminal::{self, Proxy, console_pair};
+use crate::terminal::{Proxy, console_pair};
 
 /// How long a restore may take: all memory of the container is read.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -375,14 +375,8 @@ impl Restoration<'_> {
             shim.confirm(pid, &step)?;
         }
         let options = &self.options.create;
-        if let Some(path) = &options.pidfd_socket {
-            let socket = terminal::connect(path)?;
-            fd::send_fd(socket.as_fd(), b"pidfd", pidfd.as_fd())
-                .doing(|| format!("send the pidfd to {}", path.display()))?;
-        }
-        if let Some(path) = &options.pid_file {
-            write_whole(path, pid.to_string().as_bytes(), 0o644)?;
-        }
+        let (socket, file) = (&options.pidfd_socket, &options.pid_file);
+        tell_caller(pid, pidfd.as_fd(), socket.as_deref(), file.as_deref())?;
         self.init = Some(pidfd);
         Ok(())
     }

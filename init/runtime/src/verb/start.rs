@@ -82,7 +82,7 @@ fn start_container_hooks(context: &Context, container: &Container) -> Result<()>
         return Ok(());
     }
     let state = state::for_hooks(context, &container.saved.id, state::HookStatus::Created)?;
-    super::exec::run_start_container_hooks(context, container, list, &state)
+    super::container_hooks::run_all(context, container, list, &state)
 }
 
 fn open_gate(container: &Container, pid: i32, pidfd: BorrowedFd<'_>) -> Result<()> {
