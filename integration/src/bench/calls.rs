@@ -147,7 +147,8 @@ fn begin(peer: &Peer, bundle: &Bundle) {
     peer.timed(peer.scratch.command(&["start", &bundle.id]));
 }
 
-fn under(strace: &Path, log: &Path, call: Command) -> Command {
+/// The command, with its calls counted into `log`.
+pub(super) fn under(strace: &Path, log: &Path, call: Command) -> Command {
     let mut traced = Command::new(strace);
     traced.args(["-f", "-qq", "-c", "-U", "calls,name", "-o"]);
     traced.arg(log).arg("--");
@@ -159,7 +160,7 @@ fn under(strace: &Path, log: &Path, call: Command) -> Command {
 }
 
 /// Calls by name.
-fn read(log: &Path) -> BTreeMap<String, u64> {
+pub(super) fn read(log: &Path) -> BTreeMap<String, u64> {
     let text = fs::read_to_string(log).expect("strace's counts");
     text.lines()
         .filter_map(|line| {

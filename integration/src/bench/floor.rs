@@ -1,12 +1,12 @@
 //! The floor under all runtimes: the same kernel work done by a hundred lines of C, and the mere
 //! start of a program. What a runtime takes beyond it is its own.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Settings;
+use super::calls;
 use super::lives::CASES;
 use super::peers::{self, Peer};
 use super::series::Series;
@@ -30,40 +30,121 @@ pub(super) fn run(settings: &Settings) {
     let bundle = ours.scratch.bundle("floor");
     let rootfs = text(&bundle.path.join("rootfs"));
     let cgroups = cgroups(&ours.scratch.cgroup);
-    let true_bundles: BTreeMap<_, _> = peers
-        .iter()
-        .map(|peer| {
-            let bundle = CASES[0].bundle(peer).args(&["true"]);
-            bundle.write();
-            (peer.name, bundle)
-        })
-        .collect();
-    let mut series: BTreeMap<String, Series> = BTreeMap::new();
-    for round in 0..=settings.rounds {
-        let mut add = |what: String, took| {
-            if round > 0 {
-                series.entry(what).or_default().push(took);
-            }
-        };
+    let bare = |words: &[&str]| {
         let mut command = Command::new(&program);
-        command.arg(&rootfs).args(&cgroups);
-        add("bare C: a whole life".to_owned(), peers::timed(command));
-        let mut nothing = Command::new(&program);
-        nothing.env_clear().arg("--nothing");
-        add("bare C: its mere start".to_owned(), peers::timed(nothing));
-        for peer in &peers {
-            let bundle = &true_bundles[peer.name];
-            let path = text(&bundle.path);
+        command.env_clear().args(words);
+        command
+    };
+    let life = |words: &[&str]| {
+        let mut command = bare(words);
+        command.args(&cgroups);
+        command
+    };
+    let mut rows = vec![
+        Row::new("bare C: its mere start", ours, || bare(&["--nothing"])),
+        Row::new("bare C: a whole life", ours, || life(&[&rootfs])),
+        Row::new("bare C: with an init to execute", ours, || {
+            life(&["--twice", &rootfs])
+        }),
+    ];
+    for peer in &peers {
+        let bundle = CASES[0].bundle(peer).args(&["true"]);
+        bundle.write();
+        let path = text(&bundle.path);
+        let what = format!("{}: run, docker's profile", peer.name);
+        rows.push(Row::new(&what, peer, move || {
             let words = ["run", "--bundle", &path, &bundle.id];
-            let took = peer.timed(peer.scratch.command(&words));
-            add(format!("{}: run, docker's profile", peer.name), took);
+            peer.scratch.command(&words)
+        }));
+    }
+    for round in 0..=settings.rounds {
+        for row in &mut rows {
+            row.measure(round > 0);
         }
     }
-    let floor = series["bare C: a whole life"].median();
-    println!("{:<34}{:>12}{:>16}", "", "median ms", "to the floor");
-    for (what, times) in &series {
-        let median = times.median();
-        println!("{what:<34}{median:>12.2}{:>16.2}", median / floor);
+    print_rows(&rows, prices(&bare(&["--prices"])));
+}
+
+/// What one of those compared does, and what it took.
+struct Row<'a> {
+    what: String,
+    peer: &'a Peer,
+    command: Box<dyn Fn() -> Command + 'a>,
+    times: Series,
+    faults: i64,
+}
+
+impl<'a> Row<'a> {
+    fn new(what: &str, peer: &'a Peer, command: impl Fn() -> Command + 'a) -> Self {
+        Self {
+            what: what.to_owned(),
+            peer,
+            command: Box::new(command),
+            times: Series::default(),
+            faults: 0,
+        }
+    }
+
+    /// The faults of the last round are those of all: they differ by a few.
+    fn measure(&mut self, counts: bool) {
+        let before = peers::children_faults();
+        let took = self.peer.timed((self.command)());
+        self.faults = peers::children_faults() - before;
+        if counts {
+            self.times.push(took);
+        }
+    }
+
+    /// System calls of all of its processes.
+    fn calls(&self) -> Option<u64> {
+        let strace = place::program("strace")?;
+        let log = self.peer.scratch.path("floor-calls");
+        self.peer
+            .timed(calls::under(&strace, &log, (self.command)()));
+        Some(calls::read(&log).values().sum())
+    }
+}
+
+/// What a system call, a page fault, and one in a program's file take here at least, in milliseconds.
+fn prices(ask: &Command) -> Option<[f64; 3]> {
+    let told = Command::new(ask.get_program())
+        .args(ask.get_args())
+        .output();
+    let told = String::from_utf8(told.ok()?.stdout).ok()?;
+    let numbers: Option<Vec<f64>> = told
+        .split_whitespace()
+        .map(|word| Some(word.parse::<f64>().ok()? / 1e6))
+        .collect();
+    numbers?.try_into().ok()
+}
+
+fn print_rows(rows: &[Row<'_>], prices: Option<[f64; 3]>) {
+    let floor = rows[1].times.median();
+    println!(
+        "{:<34}{:>11}{:>14}{:>10}{:>14}{:>13}{:>13}",
+        "", "median ms", "to the floor", "least ms", "system calls", "page faults", "of both, ms"
+    );
+    for row in rows {
+        let median = row.times.median();
+        let calls = row.calls();
+        let said = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
+        let both = prices
+            .zip(calls)
+            .map(|([call, fault, _], calls)| call * calls as f64 + fault * row.faults as f64);
+        println!(
+            "{:<34}{median:>11.2}{:>14.2}{:>10.2}{:>14}{:>13}{:>13}",
+            row.what,
+            median / floor,
+            row.times.least(),
+            said(calls.map(|calls| calls.to_string())),
+            row.faults,
+            said(both.map(|both| format!("{both:.2}"))),
+        );
+    }
+    if let Some([call, fault, of_file]) = prices.map(|prices| prices.map(|price| price * 1e3)) {
+        println!(
+            "least times: a system call {call:.2} us, a page fault {fault:.2} us, one in a program's file {of_file:.2} us"
+        );
     }
 }
 

@@ -94,3 +94,9 @@ pub(super) fn children_cpu() -> f64 {
     };
     millis(usage.user_time()) + millis(usage.system_time())
 }
+
+/// Page faults, of those without a disk, of everything this process has waited for so far.
+pub(super) fn children_faults() -> i64 {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("getrusage");
+    usage.minor_page_faults()
+}

@@ -15,10 +15,17 @@ impl Series {
     pub(super) fn median(&self) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
-        sorted
-            .get(sorted.len() / 2)
-            .map_or(f64::NAN, |d| d.as_secs_f64() * 1000.0)
+        millis(sorted.get(sorted.len() / 2))
     }
+
+    /// The shortest, which other load of the machine changes least, in milliseconds.
+    pub(super) fn least(&self) -> f64 {
+        millis(self.0.iter().min())
+    }
+}
+
+fn millis(took: Option<&Duration>) -> f64 {
+    took.map_or(f64::NAN, |took| took.as_secs_f64() * 1000.0)
 }
 
 /// Who is being compared, in the order of the columns; ours comes first.
