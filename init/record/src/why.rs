@@ -254,22 +254,23 @@ pub fn sentence(record: &Record) -> String {
     let subject = subject(record);
     let mut text = visible(&format!("{subject} {}", record.summary.trim_end()));
     // Not twice the same: these sentences hold the status already.
-    let says_status = match record.reason() {
+    let reason = record.reason();
+    let plain = |signal| ExitStatus::Signaled {
+        signal,
+        core: false,
+    };
+    let says_status = matches!(
+        reason,
         Some(
             Reason::Exited { .. }
-            | Reason::ExitedOnRequest { .. }
-            | Reason::Faulted { .. }
-            | Reason::SignalFromOutside { .. },
-        ) => true,
-        Some(Reason::KilledByRequest { signal, .. }) => {
-            record.status
-                == Some(ExitStatus::Signaled {
-                    signal,
-                    core: false,
-                })
-        }
-        _ => false,
-    };
+                | Reason::ExitedOnRequest { .. }
+                | Reason::Faulted { .. }
+                | Reason::SignalFromOutside { .. }
+        )
+    ) || matches!(
+        reason,
+        Some(Reason::KilledByRequest { signal, .. }) if record.status == Some(plain(signal))
+    );
     if let (Some(status), false) = (record.status, says_status) {
         let _ = write!(text, " ({status})");
     }
