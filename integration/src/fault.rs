@@ -27,6 +27,10 @@ pub enum Fault {
     Delay(Duration),
     /// It is killed as soon as this file is there and has something in it, or is a folder.
     Die(PathBuf),
+    /// It tells the pid of a process of its own and ends with 0, but has done nothing else: no terminal comes.
+    NoTerminal,
+    /// It does its work, and leaves a process with its own standard streams; the pid is a line more in this file.
+    Child(PathBuf),
 }
 
 impl Fault {
@@ -49,6 +53,12 @@ impl Fault {
                  kill -9 $$) </dev/null >/dev/null 2>&1 &\n",
                 path = text(path)
             ),
+            // The pid file is the word after --pid-file.
+            Self::NoTerminal => format!(
+                "last=; for one; do [ \"$last\" != --pid-file ] || file=$one; last=$one; done\n\
+                 sleep {HANG} </dev/null >/dev/null 2>&1 &\nprintf %s $! >\"$file\"; exit 0\n"
+            ),
+            Self::Child(path) => format!("sleep {HANG} &\necho $! >>'{}'\n", text(path)),
         }
     }
 }

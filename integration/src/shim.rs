@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::protobuf::{CodedOutputStream, Message, MessageField};
 use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::ttrpc::{self, Client, Request};
 
@@ -316,6 +316,27 @@ pub fn runc_options(program: &Path, root: &Path) -> Any {
     let mut any = Any::new();
     any.type_url = "containerd.runc.v1.Options".to_owned();
     any.value = options.write_to_bytes().expect("encode");
+    any
+}
+
+/// Options as containerd passes those of a runtime handler that it does not know itself: the TOML of its configuration.
+///
+/// # Panics
+/// Never in practice.
+#[must_use]
+pub fn toml_options(body: &str) -> Any {
+    // runtimeoptions.v1.Options: type_url = 1, config_path = 2, config_body = 3.
+    let mut value = Vec::new();
+    let mut stream = CodedOutputStream::vec(&mut value);
+    stream
+        .write_string(1, "io.containerd.runc.v1.Options")
+        .and_then(|()| stream.write_string(3, body))
+        .and_then(|()| stream.flush())
+        .expect("encode");
+    drop(stream);
+    let mut any = Any::new();
+    any.type_url = "runtimeoptions.v1.Options".to_owned();
+    any.value = value;
     any
 }
 

@@ -68,7 +68,12 @@ fn reason(verb: &str, fault: &Fault) -> Option<&'static str> {
     let of = |others, timeout| match fault {
         Fault::Killed => "HF162",
         Fault::Hang => timeout,
-        Fault::Fail(_) | Fault::Nothing | Fault::Delay(_) | Fault::Die(_) => others,
+        Fault::Fail(_)
+        | Fault::Nothing
+        | Fault::Delay(_)
+        | Fault::Die(_)
+        | Fault::NoTerminal
+        | Fault::Child(_) => others,
     };
     match verb {
         "create" => Some(of("HF151", "HF152")),

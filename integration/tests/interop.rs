@@ -9,7 +9,7 @@ use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::ctr::LIMIT;
 use holdfast_integration::pty::Terminal;
 use holdfast_integration::scratch::text;
-use holdfast_integration::shim::{Shim, V2, V3, runc_options};
+use holdfast_integration::shim::{Shim, V2, V3, runc_options, toml_options};
 use holdfast_integration::{on_containerds, place, skip};
 
 on_containerds! {
@@ -172,25 +172,7 @@ fn our_shim_drives_runc_by_toml_options(containerd: &Containerd) {
         text(&runc),
         text(&containerd.path("runc-state"))
     );
-    // runtimeoptions.v1.Options: type_url = 1, config_path = 2, config_body = 3.
-    let mut value = Vec::new();
-    for (field, bytes) in [
-        (1_u8, b"io.containerd.runc.v1.Options".as_slice()),
-        (3, body.as_bytes()),
-    ] {
-        value.push(field << 3 | 2);
-        let mut length = bytes.len();
-        while length > 127 {
-            value.push(u8::try_from(length & 127).unwrap() | 128);
-            length >>= 7;
-        }
-        value.push(u8::try_from(length).unwrap());
-        value.extend_from_slice(bytes);
-    }
-    let mut any = Any::new();
-    any.type_url = "runtimeoptions.v1.Options".to_owned();
-    any.value = value;
-    drives_runc(containerd, any);
+    drives_runc(containerd, toml_options(&body));
 }
 
 fn our_shim_refuses_options_of_another_kind(containerd: &Containerd) {

@@ -12,7 +12,7 @@ use holdfast_integration::deadline::eventually;
 use holdfast_integration::lone::Lone;
 use holdfast_integration::place;
 use holdfast_integration::scratch::text;
-use holdfast_integration::shim::{Refused, process_any};
+use holdfast_integration::shim::{Refused, process_any, toml_options};
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::stat::Mode;
 
@@ -150,6 +150,56 @@ fn output_goes_on_when_the_disk_has_room_again() {
     assert_eq!(lone.shim.wait("box", "").unwrap(), 8);
     lone.shim.delete("box", "").unwrap();
     nix::mount::umount2(&disk, MntFlags::MNT_DETACH).unwrap();
+    lone.finish();
+}
+
+#[test]
+fn the_policy_of_the_options_decides() {
+    const FILLS: &str = "head -c 300000 /dev/zero; touch /filled\n\
+        until [ -e /end ]; do echo later; sleep 0.05; done; exit 8";
+    // The options win over containerd's environment, which wins over what is usual for a fifo.
+    let environment = [
+        ("HOLDFAST_STDIO_POLICY", "block"),
+        ("HOLDFAST_DEADLINE_SINK", "300ms"),
+    ];
+    let Some(lone) = Lone::start("the_policy_of_the_options", &environment, None) else {
+        return;
+    };
+    let out = fifo(&lone, "out");
+    // Open, so that there is a reader; it reads nothing yet.
+    let both = File::options().read(true).write(true).open(&out);
+    let mut client = both.unwrap();
+    lone.bundle("box").args(&["sh", "-c", FILLS]).write();
+    let mut request = lone.create_request("box", Some(&toml_options("StdioPolicy = \"drop\"\n")));
+    request.stdout = text(&out);
+    lone.shim
+        .call::<_, api::CreateTaskResponse>("Create", &request)
+        .unwrap();
+    lone.shim.start("box", "").unwrap();
+    let rootfs = lone.bundle_path("box").join("rootfs");
+    eventually("the container is not held up", LIMIT, || {
+        rootfs.join("filled").exists().then_some(())
+    });
+    // The reader comes back: it sees what fitted, how much is missing, and what comes now.
+    let seen = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        let mut buffer = [0; 65536];
+        while !String::from_utf8_lossy(&seen).contains("bytes of stdout were dropped here")
+            || !seen.ends_with(b"later\n")
+        {
+            let size = client.read(&mut buffer).unwrap();
+            seen.extend_from_slice(&buffer[..size]);
+        }
+        (client, seen)
+    });
+    eventually("the loss is told", LIMIT, || {
+        seen.is_finished().then_some(())
+    });
+    let (_client, seen) = seen.join().unwrap();
+    assert!(seen.len() < 300_000, "{} bytes", seen.len());
+    fs::write(rootfs.join("end"), "").unwrap();
+    assert_eq!(lone.shim.wait("box", "").unwrap(), 8);
+    lone.shim.delete("box", "").unwrap();
     lone.finish();
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use holdfast_record::deadline::limit_from_env;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -18,7 +19,9 @@ use crate::sys;
 use serde::{Deserialize, Serialize};
 
 /// How long after the runtime's success its terminal may be under way.
-pub(crate) const CONSOLE_LIMIT: Duration = Duration::from_secs(10);
+fn console_limit() -> Duration {
+    limit_from_env("CONSOLE", Duration::from_secs(10))
+}
 
 /// Where the sockets' directories are made.
 const PARENT: &str = "/run/holdfast";
@@ -60,8 +63,11 @@ pub(crate) enum ConsoleError {
         source: io::Error,
     },
     /// Nothing came.
-    #[error("terminal: the runtime sent none within {CONSOLE_LIMIT:?} of its success")]
-    Late,
+    #[error("terminal: the runtime sent none within {limit:?} of its success")]
+    Late {
+        /// See [`console_limit`].
+        limit: Duration,
+    },
     /// Something else came.
     #[error("terminal: the runtime sent a message without a descriptor")]
     NoDescriptor,
@@ -220,9 +226,10 @@ impl ConsoleSocket {
                 .map_err(failed("receive from"))?;
             received.fd.ok_or(ConsoleError::NoDescriptor)
         };
-        tokio::time::timeout(CONSOLE_LIMIT, exchange)
+        let limit = console_limit();
+        tokio::time::timeout(limit, exchange)
             .await
-            .map_err(|_| ConsoleError::Late)?
+            .map_err(|_| ConsoleError::Late { limit })?
     }
 }
 

@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use holdfast_record::deadline::limit_from_env;
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
@@ -46,7 +47,9 @@ const LOOK_LIMIT: Duration = Duration::from_secs(2);
 /// Most holders named.
 const MAX_HOLDERS: usize = 8;
 /// How long a fifo may lack its reader before the start fails.
-const READER_LIMIT: Duration = Duration::from_secs(30);
+fn reader_limit() -> Duration {
+    limit_from_env("READER", Duration::from_secs(30))
+}
 
 /// How a client wants a process' stdio, as it came with the RPC.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,12 +108,14 @@ pub(crate) enum StdioError {
         source: io::Error,
     },
     /// Nobody opened the other end.
-    #[error("{stream}: nobody reads {path} after {READER_LIMIT:?}; does its client still run?")]
+    #[error("{stream}: nobody reads {path} after {limit:?}; does its client still run?")]
     NoReader {
         /// Which stream.
         stream: &'static str,
         /// The fifo.
         path: PathBuf,
+        /// See [`reader_limit`].
+        limit: Duration,
     },
     /// A scheme that is not served.
     #[error("{stream}: {uri} is not supported; use a fifo, file:// or binary://")]
@@ -635,7 +640,8 @@ async fn open_sink(stream: &'static str, uri: &str) -> Result<(Step, Sink), Stdi
     }
     // Clients open their end before they call, so this succeeds at once as a rule. The kernel
     // has no event for "a reader has come", so the rare late one is asked for.
-    let deadline = tokio::time::Instant::now() + READER_LIMIT;
+    let limit = reader_limit();
+    let deadline = tokio::time::Instant::now() + limit;
     let mut pause = Duration::from_millis(1);
     while tokio::time::Instant::now() < deadline {
         if let Some(opened) = try_open_fifo(stream, path)? {
@@ -647,6 +653,7 @@ async fn open_sink(stream: &'static str, uri: &str) -> Result<(Step, Sink), Stdi
     Err(StdioError::NoReader {
         stream,
         path: path.to_owned(),
+        limit,
     })
 }
 
