@@ -54,6 +54,25 @@ impl Lone {
         options: Option<&Any>,
         change: impl FnOnce(Bundle) -> Bundle,
     ) -> Option<Self> {
+        Self::start_program(test, environment, options, change, false)
+    }
+
+    /// A shim whose program no other process executes, as on a node with a single pod.
+    ///
+    /// # Panics
+    /// As [`Lone::start`].
+    #[must_use]
+    pub fn start_with_own_program(test: &str) -> Option<Self> {
+        Self::start_program(test, &[], None, |bundle| bundle, true)
+    }
+
+    fn start_program(
+        test: &str,
+        environment: &[(&str, &str)],
+        options: Option<&Any>,
+        change: impl FnOnce(Bundle) -> Bundle,
+        own: bool,
+    ) -> Option<Self> {
         if let Err(why) = place::is_root().and_then(|()| image::busybox().map(drop)) {
             crate::skip(test, &why);
             return None;
@@ -71,7 +90,16 @@ impl Lone {
         let bytes = options.map(|any| any.write_to_bytes().expect("encode"));
         std::fs::write(&input, bytes.unwrap_or_default()).expect("options");
         let socket = folder.path().join("containerd.sock");
-        let mut command = Command::new(place::built("containerd-shim-holdfast-v2"));
+        let mut program = place::built("containerd-shim-holdfast-v2");
+        if own {
+            let copy = folder.path().join("containerd-shim-holdfast-v2");
+            std::fs::copy(program, &copy).expect("copy the shim");
+            // The shim looks for the runtime beside itself.
+            let runtime = folder.path().join("holdfast");
+            std::os::unix::fs::symlink(place::built("holdfast"), runtime).expect("link");
+            program = copy;
+        }
+        let mut command = Command::new(program);
         command
             .args(["-namespace", &namespace, "-id", "box", "-address"])
             .arg(&socket)

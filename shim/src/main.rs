@@ -12,6 +12,7 @@ mod event;
 mod fault;
 mod fault_point;
 mod handover;
+mod idle;
 mod info;
 mod look;
 mod options;

@@ -4,8 +4,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
@@ -20,12 +18,12 @@ use tokio::sync::Notify;
 use crate::event::{no_time, proto_time};
 use crate::fault::Fault;
 use crate::fault_point::fault_point;
+use crate::idle::Idle;
 use crate::options::Options;
 use crate::resume::{image, upgrade};
 use crate::server;
 use crate::stats;
 use crate::stdio::StdioPaths;
-use crate::sys;
 use crate::task::state::Ended;
 use crate::task::{
     CheckpointRequest, Command, CreateRequest, Handle, ProcessView, Shim, Status, View,
@@ -38,16 +36,13 @@ const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task
 const FOR_EVERY_SHIM: [&str; 8] = [
     "Wait", "State", "Kill", "Delete", "Pids", "Stats", "Connect", "Shutdown",
 ];
-/// How long after a start or a delete the heap is trimmed.
-const TRIM_AFTER: Duration = Duration::from_secs(2);
 
 /// Serves the task API for the containers of one shim.
 #[derive(Debug)]
 pub(crate) struct TaskService {
     shim: Arc<Shim>,
     shutdown: Arc<Notify>,
-    /// The heap will be trimmed soon.
-    trimming: Arc<AtomicBool>,
+    idle: Arc<Idle>,
 }
 
 fn parse<M: Message>(payload: &[u8]) -> Result<M, Fault> {
@@ -106,21 +101,8 @@ impl TaskService {
         Self {
             shim,
             shutdown,
-            trimming: Arc::default(),
+            idle: Arc::default(),
         }
-    }
-
-    /// What a start or a delete has needed goes back to the kernel, once for all of a burst.
-    fn trim_soon(&self) {
-        if self.trimming.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let trimming = Arc::clone(&self.trimming);
-        tokio::spawn(async move {
-            tokio::time::sleep(TRIM_AFTER).await;
-            trimming.store(false, Ordering::SeqCst);
-            sys::trim_heap();
-        });
     }
 
     fn container(&self, id: &str) -> Result<Handle, Fault> {
@@ -464,9 +446,7 @@ impl Handler for TaskService {
             ));
         }
         let answer = self.call(method, payload).await;
-        if matches!(method, "Start" | "Delete") {
-            self.trim_soon();
-        }
+        self.idle.answered();
         answer
     }
 }

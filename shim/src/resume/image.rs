@@ -20,6 +20,7 @@ use super::inherited::Inherited;
 use super::slate::Slate;
 use super::sys::{self, Cause, Report};
 use crate::fault_point;
+use crate::idle;
 use crate::sys::memory_file;
 
 /// An image that lived shorter counts for the loop.
@@ -281,7 +282,10 @@ pub(crate) fn let_signals_in() {
 pub(crate) fn watch_loop(builder: &mut tokio::runtime::Builder) {
     builder
         .on_thread_unpark(sys::loop_wakes)
-        .on_thread_park(sys::loop_sleeps);
+        .on_thread_park(|| {
+            sys::loop_sleeps();
+            idle::loop_sleeps();
+        });
 }
 
 /// Answers the watchdog, for ever.

@@ -24,6 +24,8 @@ struct Side {
     /// The container.
     id: String,
     shim: Shim,
+    /// The shim's, asked for once: a question wakes it.
+    pid: i32,
 }
 
 impl Side {
@@ -36,18 +38,16 @@ impl Side {
                 let id = format!("{stem}-{name}");
                 containerd.runtime_type = runtime_type.to_owned();
                 containerd.start_task(&id, &[], &["sleep", "6000"]);
+                let shim = Shim::of(containerd, &id);
                 Self {
                     name,
                     runtime_type,
-                    shim: Shim::of(containerd, &id),
+                    pid: shim.pid(&id),
+                    shim,
                     id,
                 }
             })
             .collect()
-    }
-
-    fn pid(&self) -> i32 {
-        self.shim.pid(&self.id)
     }
 }
 
