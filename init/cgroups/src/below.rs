@@ -4,10 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cgroup::{Cgroup, Node};
+use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::hierarchy::{Hierarchy, Kind};
 use crate::path::clean;
+use crate::place::Place;
 
 /// Where below the container's cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,23 +88,26 @@ impl Cgroup {
     /// [`Error::NoHierarchy`] for a controller that this cgroup has no hierarchy of its own for; [`Error::BadPath`] for
     /// two places in one hierarchy; [`Error::Gone`] where there is no such cgroup.
     pub fn below(&self, below: &Below) -> Result<Self> {
-        let mut nodes = Vec::with_capacity(self.nodes.len());
+        let mut places = Vec::with_capacity(self.places.len());
         if let Below::Of(list) = below
-            && let Some((unknown, _)) = list
-                .iter()
-                .find(|(name, _)| !self.nodes.iter().any(|node| is_of(&node.hierarchy, name)))
+            && let Some((unknown, _)) = list.iter().find(|(name, _)| {
+                !self
+                    .places
+                    .iter()
+                    .any(|place| is_of(&place.hierarchy, name))
+            })
         {
             return Err(Error::NoHierarchy {
                 controller: unknown.clone(),
             });
         }
-        for node in &self.nodes {
+        for place in &self.places {
             let path = match below {
                 Below::Everywhere(path) => Some(path),
                 Below::Of(list) => {
                     let mut mine = list
                         .iter()
-                        .filter(|(name, _)| is_of(&node.hierarchy, name))
+                        .filter(|(name, _)| is_of(&place.hierarchy, name))
                         .map(|(_, path)| path);
                     let first = mine.next();
                     if let Some(other) = mine.find(|other| Some(*other) != first) {
@@ -115,7 +119,7 @@ impl Cgroup {
                     first
                 }
             };
-            let own = node.dir.path();
+            let own = place.dir.path();
             let there = match path {
                 Some(path) if !path.as_os_str().is_empty() => own.join(path),
                 Some(_) | None => own.to_owned(),
@@ -125,9 +129,9 @@ impl Cgroup {
                     path: there.display().to_string(),
                 });
             }
-            nodes.push(Node::new(&node.hierarchy, there));
+            places.push(Place::new(&place.hierarchy, there));
         }
-        Ok(Self { nodes })
+        Ok(Self { places })
     }
 }
 

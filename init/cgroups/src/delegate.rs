@@ -20,11 +20,11 @@ impl Cgroup {
         if self.is_v1() {
             return Ok(());
         }
-        let Some(node) = self.unified() else {
+        let Some(place) = self.unified() else {
             return Ok(());
         };
         let list = std::fs::read_to_string(LIST).unwrap_or_else(|_| FILES.join("\n"));
-        hand_over(node.dir.path(), &list, uid)
+        hand_over(place.dir.path(), &list, uid)
     }
 }
 

@@ -43,12 +43,12 @@ impl Cgroup {
     /// [`Error::Io`] with the file.
     pub fn entrance(&self) -> Result<Entrance> {
         let files = self
-            .nodes
+            .places
             .iter()
-            .filter(|node| !node.hierarchy.is_v2())
-            .map(|node| {
-                let failed = Error::io("open", node.dir.path().join("tasks"));
-                node.dir.open("tasks", libc::O_WRONLY).map_err(failed)
+            .filter(|place| !place.hierarchy.is_v2())
+            .map(|place| {
+                let failed = Error::io("open", place.dir.path().join("tasks"));
+                place.dir.open("tasks", libc::O_WRONLY).map_err(failed)
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Entrance { files })

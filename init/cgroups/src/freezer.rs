@@ -6,9 +6,10 @@ use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cgroup::{Cgroup, Node, processes_below};
+use crate::cgroup::Cgroup;
 use crate::dir::{self, Dir};
 use crate::error::{Error, Holder, Result};
+use crate::place::{Place, processes_below};
 use crate::sys;
 
 /// Whether the cgroup's processes may run.
@@ -24,39 +25,39 @@ pub enum FreezerState {
 
 /// What freezes this cgroup.
 enum Freezer<'a> {
-    V1(&'a Node),
-    V2(&'a Node),
+    V1(&'a Place),
+    V2(&'a Place),
 }
 
 impl Freezer<'_> {
     fn dir(&self) -> &Dir {
         match self {
-            Self::V1(node) | Self::V2(node) => &node.dir,
+            Self::V1(place) | Self::V2(place) => &place.dir,
         }
     }
 
     fn write(&self, frozen: bool) -> Result<()> {
         match (self, frozen) {
-            (Self::V1(node), true) => node.dir.write("freezer.state", "FROZEN"),
-            (Self::V1(node), false) => node.dir.write("freezer.state", "THAWED"),
-            (Self::V2(node), true) => node.dir.write("cgroup.freeze", "1"),
-            (Self::V2(node), false) => node.dir.write("cgroup.freeze", "0"),
+            (Self::V1(place), true) => place.dir.write("freezer.state", "FROZEN"),
+            (Self::V1(place), false) => place.dir.write("freezer.state", "THAWED"),
+            (Self::V2(place), true) => place.dir.write("cgroup.freeze", "1"),
+            (Self::V2(place), false) => place.dir.write("cgroup.freeze", "0"),
         }
     }
 
     fn state(&self) -> Result<FreezerState> {
         match self {
-            Self::V1(node) => Ok(match node.dir.read("freezer.state")?.trim() {
+            Self::V1(place) => Ok(match place.dir.read("freezer.state")?.trim() {
                 "FROZEN" => FreezerState::Frozen,
                 "FREEZING" => FreezerState::Freezing,
                 _ => FreezerState::Thawed,
             }),
-            Self::V2(node) => {
-                let events = node.dir.read("cgroup.events")?;
+            Self::V2(place) => {
+                let events = place.dir.read("cgroup.events")?;
                 if event(&events, "frozen") == Some(1) {
                     return Ok(FreezerState::Frozen);
                 }
-                Ok(match node.dir.read("cgroup.freeze")?.trim() {
+                Ok(match place.dir.read("cgroup.freeze")?.trim() {
                     "1" => FreezerState::Freezing,
                     _ => FreezerState::Thawed,
                 })
@@ -78,8 +79,8 @@ pub(crate) fn event(text: &str, key: &str) -> Option<u64> {
 
 impl Cgroup {
     fn freezer(&self) -> Result<Freezer<'_>> {
-        if let Some(node) = self.v1("freezer") {
-            return Ok(Freezer::V1(node));
+        if let Some(place) = self.v1("freezer") {
+            return Ok(Freezer::V1(place));
         }
         // Also in hybrid layouts whose v1 lacks the freezer: cgroup.freeze belongs to no controller.
         self.unified()
@@ -114,8 +115,8 @@ impl Cgroup {
         let began = Instant::now();
         let freezer = self.freezer()?;
         let result = freezer.write(true).and_then(|()| match &freezer {
-            Freezer::V1(node) => freeze_v1(node, deadline),
-            Freezer::V2(node) => wait_event(&node.dir, "frozen", 1, deadline),
+            Freezer::V1(place) => freeze_v1(place, deadline),
+            Freezer::V2(place) => wait_event(&place.dir, "frozen", 1, deadline),
         });
         match result {
             Ok(true) => Ok(()),
@@ -163,7 +164,7 @@ impl Cgroup {
                     }
                 }
             }
-            Freezer::V2(node) => wait_event(&node.dir, "frozen", 0, deadline)?,
+            Freezer::V2(place) => wait_event(&place.dir, "frozen", 0, deadline)?,
         };
         if done {
             return Ok(());
@@ -187,16 +188,16 @@ impl Cgroup {
         let freezers = self
             .v1("freezer")
             .into_iter()
-            .map(|node| (node, "freezer.state", "THAWED"));
+            .map(|place| (place, "freezer.state", "THAWED"));
         let unified = self
             .unified()
             .into_iter()
-            .map(|node| (node, "cgroup.freeze", "0"));
-        for (node, file, value) in freezers.chain(unified) {
-            let paths = match node.dir.walk() {
+            .map(|place| (place, "cgroup.freeze", "0"));
+        for (place, file, value) in freezers.chain(unified) {
+            let paths = match place.dir.walk() {
                 Ok(paths) => paths,
                 Err(error) if dir::gone(&error) => continue,
-                Err(error) => return Err(Error::io("list", node.dir.path())(error)),
+                Err(error) => return Err(Error::io("list", place.dir.path())(error)),
             };
             for path in paths {
                 match Dir::at(path).write(file, value) {
@@ -211,21 +212,21 @@ impl Cgroup {
 
 /// Waits for FROZEN, writing it again now and then: a process that forks at the wrong moment leaves the cgroup
 /// FREEZING for good otherwise (runc#2105, #2774).
-fn freeze_v1(node: &Node, deadline: Instant) -> Result<bool> {
+fn freeze_v1(place: &Place, deadline: Instant) -> Result<bool> {
     let mut pause = Duration::from_micros(20);
     for round in 1_u32.. {
-        if node.dir.read("freezer.state")?.trim() == "FROZEN" {
+        if place.dir.read("freezer.state")?.trim() == "FROZEN" {
             return Ok(true);
         }
         if round.is_multiple_of(32) {
             // Stuck: let them run for a moment, so that whatever holds a lock can let go of it.
-            node.dir.write("freezer.state", "THAWED")?;
+            place.dir.write("freezer.state", "THAWED")?;
             pause = Duration::from_micros(20);
         }
         if !nap(&mut pause, deadline) {
             return Ok(false);
         }
-        node.dir.write("freezer.state", "FROZEN")?;
+        place.dir.write("freezer.state", "FROZEN")?;
     }
     Ok(false)
 }

@@ -7,11 +7,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crate::cgroup::{Cgroup, processes_below};
+use crate::cgroup::Cgroup;
 use crate::dir;
 use crate::error::{Error, Holder, Result};
 use crate::freezer::nap;
 use crate::hierarchy::read_proc;
+use crate::place::processes_below;
 use crate::sys;
 
 /// How often a process may be listed in the cgroup and be elsewhere by its own account (60 ms together).
@@ -46,21 +47,21 @@ impl Cgroup {
 
     /// `cgroup.kill` of the v2 hierarchy; false where there is none.
     fn kill_file(&self) -> Result<bool> {
-        let Some(node) = self.unified() else {
+        let Some(place) = self.unified() else {
             return Ok(false);
         };
-        match node.dir.try_write("cgroup.kill", "1") {
+        match place.dir.try_write("cgroup.kill", "1") {
             Ok(()) => Ok(true),
             // Linux < 5.14, or the cgroup is gone: the loop finds out which.
             Err(error) if dir::gone(&error) => Ok(false),
             // A threaded cgroup.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
-            Err(error) => Err(node.dir.refused("cgroup.kill", "1", error)),
+            Err(error) => Err(place.dir.refused("cgroup.kill", "1", error)),
         }
     }
 
     fn signal_each(&self, signal: i32, deadline: Instant) -> Result<()> {
-        let Some(node) = self.reference() else {
+        let Some(place) = self.reference() else {
             return Ok(());
         };
         let began = Instant::now();
@@ -70,7 +71,7 @@ impl Cgroup {
         let mut pause = Duration::from_micros(100);
         let mut elsewhere: HashMap<i32, u8> = HashMap::new();
         loop {
-            let fresh: Vec<i32> = processes_below(&node.dir)?
+            let fresh: Vec<i32> = processes_below(&place.dir)?
                 .into_iter()
                 .filter(|pid| !done.contains(pid))
                 .collect();
@@ -79,7 +80,7 @@ impl Cgroup {
                     None => Ok(()),
                     Some((pid, source)) => Err(Error::Io {
                         step: "signal a process of",
-                        path: format!("{} (pid {pid})", node.dir.path().display()).into(),
+                        path: format!("{} (pid {pid})", place.dir.path().display()).into(),
                         source,
                     }),
                 };
@@ -87,7 +88,7 @@ impl Cgroup {
             if Instant::now() >= deadline {
                 return Err(Error::Deadline {
                     step: "kill",
-                    path: node.dir.path().to_owned(),
+                    path: place.dir.path().to_owned(),
                     waited: began.elapsed(),
                     holders: Holder::of_all(&fresh),
                 });
@@ -161,15 +162,15 @@ impl Cgroup {
         let Ok(text) = read_proc(&format!("/proc/{pid}/cgroup")) else {
             return false;
         };
-        let Some(node) = self.reference() else {
+        let Some(place) = self.reference() else {
             return false;
         };
-        let Ok(below) = node.dir.path().strip_prefix(&node.hierarchy.mount_point) else {
+        let Ok(below) = place.dir.path().strip_prefix(&place.hierarchy.mount_point) else {
             return false;
         };
-        let root = node.hierarchy.mount_root.join(below);
+        let root = place.hierarchy.mount_root.join(below);
         text.lines()
-            .filter_map(|line| crate::hierarchy::line_of(line, &node.hierarchy.kind))
+            .filter_map(|line| crate::hierarchy::line_of(line, &place.hierarchy.kind))
             .any(|path| path.starts_with(&root))
     }
 
@@ -179,30 +180,30 @@ impl Cgroup {
     /// [`Error::Deadline`] with those that are left: a process in state `D` dies only when the kernel lets it.
     pub fn wait_empty(&self, deadline: Instant) -> Result<()> {
         let began = Instant::now();
-        let Some(node) = self.reference() else {
+        let Some(place) = self.reference() else {
             return Ok(());
         };
         let mut pause = Duration::from_micros(100);
         loop {
-            let pids = processes_below(&node.dir)?;
+            let pids = processes_below(&place.dir)?;
             let Some(&first) = pids.first() else {
                 return Ok(());
             };
             let in_time = match self.pidfd_of_member(first) {
                 Ok(Some(pidfd)) => sys::poll(pidfd.as_fd(), libc::POLLIN, deadline)
-                    .map_err(Error::io("poll a process of", node.dir.path()))?,
+                    .map_err(Error::io("poll a process of", place.dir.path()))?,
                 // Left between the two looks, or cannot be named: look again a little later.
                 Ok(None) | Err(_) => true,
             };
             // An ended process leaves the list a moment after its pidfd says so.
             if !in_time || !nap(&mut pause, deadline) {
-                let pids = processes_below(&node.dir)?;
+                let pids = processes_below(&place.dir)?;
                 if pids.is_empty() {
                     return Ok(());
                 }
                 return Err(Error::Deadline {
                     step: "end of the processes of",
-                    path: node.dir.path().to_owned(),
+                    path: place.dir.path().to_owned(),
                     waited: began.elapsed(),
                     holders: Holder::of_all(&pids),
                 });

@@ -31,6 +31,7 @@ mod hierarchy;
 mod kill;
 mod oom;
 mod path;
+mod place;
 mod remove;
 mod resources;
 mod stats;

@@ -85,8 +85,8 @@ impl Cgroup {
     /// # Errors
     /// [`Error::Io`]; a cgroup that is gone gives ENOENT or ENODEV ([`Error::is_gone`]).
     pub fn oom_kills(&self) -> Result<Option<OomKills>> {
-        if let Some(node) = self.v1("memory") {
-            let text = node.dir.read("memory.oom_control")?;
+        if let Some(place) = self.v1("memory") {
+            let text = place.dir.read("memory.oom_control")?;
             // `oom_kill` is there since Linux 4.13.
             return Ok(event(&text, "oom_kill").map(|kills| OomKills {
                 total: kills,
@@ -94,19 +94,19 @@ impl Cgroup {
                 group: 0,
             }));
         }
-        let Some(node) = self.unified() else {
+        let Some(place) = self.unified() else {
             return Ok(None);
         };
-        let text = match node.dir.read("memory.events") {
+        let text = match place.dir.read("memory.events") {
             Ok(text) => text,
             // No memory controller here, or no cgroup: the directory itself tells.
             Err(error) if error.is_gone() => {
-                node.dir.read("cgroup.procs")?;
+                place.dir.read("cgroup.procs")?;
                 return Ok(None);
             }
             Err(error) => return Err(error),
         };
-        let local = node.dir.try_read("memory.events.local").ok();
+        let local = place.dir.try_read("memory.events.local").ok();
         Ok(event(&text, "oom_kill").map(|total| OomKills {
             total,
             local: local.and_then(|text| event(&text, "oom_kill")),
@@ -119,23 +119,23 @@ impl Cgroup {
     /// # Errors
     /// [`Error::Io`] or [`Error::Write`] (`cgroup.event_control`).
     pub fn oom_events(&self) -> Result<Option<OomEvents>> {
-        if let Some(node) = self.v1("memory") {
-            let path = || node.dir.path().join("memory.oom_control");
+        if let Some(place) = self.v1("memory") {
+            let path = || place.dir.path().join("memory.oom_control");
             let eventfd = sys::eventfd().map_err(Error::io("make an eventfd for", path()))?;
-            let control = node
+            let control = place
                 .dir
                 .open("memory.oom_control", libc::O_RDONLY)
                 .map_err(Error::io("open", path()))?;
             let value = format!("{} {}", eventfd.as_raw_fd(), control.as_raw_fd());
-            node.dir.write("cgroup.event_control", &value)?;
+            place.dir.write("cgroup.event_control", &value)?;
             // The kernel keeps its own references; `control` may be closed.
             return Ok(Some(OomEvents::V1(eventfd)));
         }
-        let Some(node) = self.unified() else {
+        let Some(place) = self.unified() else {
             return Ok(None);
         };
-        let failed = || Error::io("read", node.dir.path().join("memory.events"));
-        match node.dir.open("memory.events", libc::O_RDONLY) {
+        let failed = || Error::io("read", place.dir.path().join("memory.events"));
+        match place.dir.open("memory.events", libc::O_RDONLY) {
             Ok(fd) => {
                 // A first read arms the poll; without it the first poll returns at once.
                 dir::read_all(fd.as_fd()).map_err(failed())?;

@@ -4,10 +4,11 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::cgroup::{Cgroup, Node, processes_below};
+use crate::cgroup::Cgroup;
 use crate::dir::{self, Dir};
 use crate::error::{Error, Holder, Result};
 use crate::freezer::nap;
+use crate::place::{Place, processes_below};
 use crate::sys;
 
 impl Cgroup {
@@ -23,14 +24,14 @@ impl Cgroup {
     pub fn remove(&self, deadline: Instant) -> Result<()> {
         self.refuse_root("remove")?;
         let began = Instant::now();
-        let mut left: Vec<&Node> = self.nodes.iter().collect();
+        let mut left: Vec<&Place> = self.places.iter().collect();
         let mut pause = Duration::from_micros(200);
         let mut failed = None;
         loop {
-            left.retain(|node| match remove_tree(node.dir.path()) {
+            left.retain(|place| match remove_tree(place.dir.path()) {
                 Ok(done) => !done,
                 Err(error) => {
-                    failed.get_or_insert((node.dir.path().to_owned(), error));
+                    failed.get_or_insert((place.dir.path().to_owned(), error));
                     false
                 }
             });
@@ -54,20 +55,20 @@ impl Cgroup {
     /// Removes the directories directly above that [`Self::create`](Cgroup::create) had to make, as far as they are
     /// empty. Best effort: another container may use them by now.
     pub fn remove_made_parents(&self) {
-        self.nodes.iter().for_each(made_parents);
+        self.places.iter().for_each(made_parents);
     }
 }
 
 /// As [`Cgroup::remove_made_parents`], in one hierarchy.
-pub(crate) fn made_parents(node: &Node) {
-    for parent in node
+pub(crate) fn made_parents(place: &Place) {
+    for parent in place
         .dir
         .path()
         .ancestors()
         .skip(1)
-        .take(usize::from(node.made_parents))
+        .take(usize::from(place.made_parents))
     {
-        if parent == node.hierarchy.mount_point || sys::rmdir(parent).is_err() {
+        if parent == place.hierarchy.mount_point || sys::rmdir(parent).is_err() {
             return;
         }
     }

@@ -47,17 +47,17 @@ impl Cgroup {
                 devices::apply_v1(v1::controller(self, "devices", "devices")?, &rules, when)?;
             }
             v1::apply(self, resources, when)
-        } else if let Some(node) = self.unified() {
+        } else if let Some(place) = self.unified() {
             match when {
                 When::Create => {}
                 When::Update => {
-                    controllers::enable_more(&node.dir, &node.hierarchy.mount_point, resources)?;
+                    controllers::enable_more(&place.dir, &place.hierarchy.mount_point, resources)?;
                 }
             }
             if let Some(rules) = rules {
-                ebpf::apply(&node.dir, &rules, when)?;
+                ebpf::apply(&place.dir, &rules, when)?;
             }
-            v2::apply(&node.dir, resources, when)
+            v2::apply(&place.dir, resources, when)
         } else {
             Ok(())
         }

@@ -25,28 +25,28 @@ impl Cgroup {
     /// [`Error::Gone`] when the cgroup does not exist any more. A single unreadable file is no error.
     pub fn stats(&self) -> Result<Stats> {
         if self.is_v1() {
-            let gone = self.reference().is_none_or(|node| !exists(&node.dir));
+            let gone = self.reference().is_none_or(|place| !exists(&place.dir));
             if gone {
                 return Err(self.gone());
             }
             return Ok(Stats::V1(Box::new(v1::read(self))));
         }
-        let Some(node) = self.unified() else {
+        let Some(place) = self.unified() else {
             return Err(self.gone());
         };
         // A dozen and a half files: worth an fd of the directory.
-        match node.dir.fd() {
-            Ok(_) if exists(&node.dir) => {}
+        match place.dir.fd() {
+            Ok(_) if exists(&place.dir) => {}
             Err(error) if !error.is_gone() => return Err(error),
             Ok(_) | Err(_) => return Err(self.gone()),
         }
-        Ok(Stats::V2(Box::new(v2::read(&node.dir))))
+        Ok(Stats::V2(Box::new(v2::read(&place.dir))))
     }
 
     fn gone(&self) -> Error {
         let path = self
             .reference()
-            .map(|node| node.dir.path().display().to_string());
+            .map(|place| place.dir.path().display().to_string());
         Error::Gone {
             path: path.unwrap_or_default(),
         }

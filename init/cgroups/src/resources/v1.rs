@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 pub(super) fn controller<'a>(cgroup: &'a Cgroup, controller: &str, field: &str) -> Result<&'a Dir> {
     cgroup
         .v1(controller)
-        .map(|node| &node.dir)
+        .map(|place| &place.dir)
         .ok_or_else(|| Error::NoController {
             field: format!("linux.resources.{field}"),
             controller: controller.to_owned(),

@@ -11,7 +11,7 @@ use crate::error::Result;
 pub struct Details {
     /// CPU time of each CPU, by its number (v1 only: v2 does not count it).
     pub per_cpu: Vec<PerCpu>,
-    /// CPUs and memory nodes; `None` without the controller.
+    /// CPUs and memory places; `None` without the controller.
     pub cpuset: Option<Cpuset>,
     /// `memory.stat`, in the kernel's order and units.
     pub memory_stat: Vec<(String, u64)>,
@@ -35,7 +35,7 @@ pub struct PerCpu {
 pub struct Cpuset {
     /// The CPUs it may run on.
     pub cpus: Vec<u16>,
-    /// The memory nodes it may allocate from.
+    /// The memory places it may allocate from.
     pub mems: Vec<u16>,
     pub cpu_exclusive: u64,
     pub mem_hardwall: u64,
@@ -55,26 +55,26 @@ impl Cgroup {
     /// [`crate::Error::Gone`] when the cgroup does not exist any more.
     pub fn details(&self) -> Result<Details> {
         match self.reference() {
-            Some(node) if exists(&node.dir) => {}
+            Some(place) if exists(&place.dir) => {}
             Some(_) | None => return Err(self.gone()),
         }
         let memory =
             |dir: &Dir| Keyed::read(dir, "memory.stat").map_or(Vec::new(), |keyed| keyed.0);
         if self.is_v1() {
-            let dir = |controller| self.v1(controller).map(|node| &node.dir);
+            let dir = |controller| self.v1(controller).map(|place| &place.dir);
             return Ok(Details {
                 per_cpu: dir("cpuacct").map(per_cpu).unwrap_or_default(),
                 cpuset: dir("cpuset").and_then(cpuset_v1),
                 memory_stat: dir("memory").map(memory).unwrap_or_default(),
             });
         }
-        let Some(node) = self.unified() else {
+        let Some(place) = self.unified() else {
             return Err(self.gone());
         };
         Ok(Details {
             per_cpu: Vec::new(),
-            cpuset: cpuset_v2(&node.dir),
-            memory_stat: memory(&node.dir),
+            cpuset: cpuset_v2(&place.dir),
+            memory_stat: memory(&place.dir),
         })
     }
 }

@@ -11,7 +11,7 @@ use crate::dir::Dir;
 const TICK: u64 = 10_000_000;
 
 pub(super) fn read(cgroup: &Cgroup) -> V1Stats {
-    let dir = |controller| cgroup.v1(controller).map(|node| &node.dir);
+    let dir = |controller| cgroup.v1(controller).map(|place| &place.dir);
     let memory = dir("memory");
     V1Stats {
         hugetlb: dir("hugetlb").map(hugetlb).unwrap_or_default(),
