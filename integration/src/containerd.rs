@@ -226,6 +226,19 @@ impl Containerd {
         self.path("programs")
     }
 
+    /// A file of a running container. Whoever asks by an exec depends on ctr, which since containerd 1.7 takes no more
+    /// output once it has the exit code (mended by containerd's pull request 13931).
+    ///
+    /// # Panics
+    /// When there is no such file, or the container does not run.
+    #[track_caller]
+    #[must_use]
+    pub fn file_of(&self, id: &str, path: &str) -> String {
+        let pid = self.task(id).expect("a task").pid;
+        let path = format!("/proc/{pid}/root/{path}");
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
     /// What containerd logged.
     #[must_use]
     pub fn log(&self) -> String {

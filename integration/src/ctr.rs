@@ -168,7 +168,8 @@ impl Containerd {
     #[track_caller]
     pub fn tell_to_end(&self, id: &str) {
         let touched = self.exec(id, "tell", &[], &["touch", "/tmp/now"]);
-        assert_eq!(touched.code(), 0, "{touched}");
+        // What it tells may end the container, and that the exec, before `touch` has ended.
+        assert!(matches!(touched.code(), 0 | 137), "{touched}");
     }
 
     /// Any `ctr` command in the background of the test, on a terminal or not.
