@@ -36,6 +36,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "holdfast-shim",
         &["holdfast-plan", "holdfast-record", "holdfast-cgroups"],
     ),
+    // Only in build scripts of the others.
+    ("holdfast-embed", &[]),
     // Only in tests of the others.
     ("holdfast-corpus", &[]),
     ("holdfast-integration", &[]),
