@@ -114,6 +114,11 @@ impl Process {
     pub(crate) fn is_shim(&self) -> bool {
         self.comm.starts_with("containerd-shim")
     }
+
+    /// Whether it is the parent of a shim of ours, to which containers come when that is killed.
+    pub(crate) fn is_keeper(&self) -> bool {
+        self.comm == "holdfast-keeper"
+    }
 }
 
 /// `pid 12 (name), pid 13 (name) and 4 more`.
@@ -134,12 +139,15 @@ pub(crate) fn named<'a>(processes: impl IntoIterator<Item = &'a Process>) -> Str
 
 /// Whether `process` descends from a shim, and so belongs to a container. Shims themselves do not.
 pub(crate) fn is_in_container(process: &Process, all: &BTreeMap<u32, Process>) -> bool {
+    if process.is_shim() {
+        return false;
+    }
     let mut next = all.get(&process.parent);
     // A pid may be reused while this is read: no more steps than there could be.
     for _ in 0..64 {
         match next {
             None => return false,
-            Some(parent) if parent.is_shim() => return true,
+            Some(parent) if parent.is_shim() || parent.is_keeper() => return true,
             Some(parent) => next = all.get(&parent.parent),
         }
     }

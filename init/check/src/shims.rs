@@ -67,9 +67,14 @@ fn orphans(processes: &BTreeMap<u32, Process>, report: &mut Report) {
         let evidence = orphaned
             .iter()
             .map(|shim| {
+                let keeper = processes
+                    .get(&shim.parent)
+                    .filter(|parent| parent.is_keeper())
+                    .map(|keeper| keeper.pid);
                 let children: Vec<&Process> = processes
                     .values()
-                    .filter(|process| process.parent == shim.pid)
+                    .filter(|process| process.pid != shim.pid)
+                    .filter(|process| process.parent == shim.pid || Some(process.parent) == keeper)
                     .collect();
                 let of = if children.is_empty() {
                     "no container".to_owned()
@@ -88,7 +93,7 @@ fn orphans(processes: &BTreeMap<u32, Process>, report: &mut Report) {
             level: Level::Problem,
             what: format!("{} shims have lost their bundle", orphaned.len()),
             why: "containerd does not know them any more: their containers run on, use memory and GPUs, and no pod owns them.",
-            todo: "If the container is not wanted, kill the shim's children and then the shim.".to_owned(),
+            todo: "If the container is not wanted, kill the shim's children and then the shim; one whose parent is holdfast-keeper ends with that, killed before it.".to_owned(),
             evidence,
         });
     }

@@ -301,6 +301,16 @@ fn shims_and_sockets_that_nobody_has() {
         finding.evidence[0].contains("pid 61 (train)"),
         "{finding:?}"
     );
+    // After a SIGKILL of the shim before it.
+    tree.process(59, "holdfast-keeper", 'S', 1, HOST, HOST_MOUNTS);
+    tree.process(60, "containerd-shim", 'S', 59, HOST, HOST_MOUNTS);
+    tree.process(61, "train", 'S', 59, "mnt:[7]", "");
+    tree.link("proc/60/cwd", "/run/bundle (deleted)");
+    let finding = tree.finding("orphaned-shims");
+    assert!(
+        finding.evidence[0].contains(" with pid 61 (train);"),
+        "{finding:?}"
+    );
 }
 
 #[test]
@@ -319,6 +329,11 @@ fn processes_of_containers_that_cannot_go_on() {
         ["pid 62 (reader), in kernel function nfs_wait_bit_killable"]
     );
     assert_eq!(tree.finding("frozen-processes").level, Level::Note);
+    // Those of a shim that was killed are its keeper's; the shim itself is of no container.
+    tree.process(59, "holdfast-keeper", 'S', 1, HOST, HOST_MOUNTS);
+    tree.process(60, "containerd-shim", 'D', 59, HOST, HOST_MOUNTS);
+    tree.process(62, "reader", 'D', 59, "mnt:[7]", "");
+    assert_eq!(tree.finding("stuck-processes").evidence, stuck.evidence);
 }
 
 #[test]
