@@ -81,6 +81,8 @@ pub(super) fn is_told(reason: &Reason) -> bool {
         | Reason::ShimCrashed { .. }
         | Reason::ShimGone { .. }
         | Reason::ShimStalled { .. }
+        | Reason::ShimKilled { .. }
+        | Reason::ShimStopped { .. }
         | Reason::GpuStageFailed { .. }
         | Reason::GpuStageTimedOut(_)
         | Reason::Unknown { .. } => false,

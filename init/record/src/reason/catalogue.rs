@@ -230,6 +230,24 @@ pub(super) static SHIM_STALLED: Entry = Entry {
     message_id: MessageId(0xed0dc80353d12314540342cc1fdf3906),
 };
 
+pub(super) static SHIM_KILLED: Entry = Entry {
+    code: "HF175",
+    group: Group::Shim,
+    title: "the shim was killed, and its containers went on",
+    means: "The shim was ended by SIGKILL, or in a way of its own that it could not prevent. Its keeper has begun it anew; containers, their output and containerd's connections are as before. A change that was just being made may have been answered with an error.",
+    advice: "If the sender is named, ask its owner; programs that kill by name are the usual ones. For a lack of memory the evidence names the cgroup: give the shim's at least 16 MiB.",
+    message_id: MessageId(0x6bf052f268ca4cb1a81c92dfc5c3d687),
+};
+
+pub(super) static SHIM_STOPPED: Entry = Entry {
+    code: "HF176",
+    group: Group::Shim,
+    title: "the shim was stopped, and its keeper let it go on",
+    means: "Somebody stopped the shim's process (SIGSTOP). It stood still until its keeper continued it; its containers ran on, but containerd had no answers meanwhile.",
+    advice: "If the sender is named, ask its owner. To leave a shim stopped, for example under a debugger that does not trace it, start it with HOLDFAST_DEADLINE_STOPPED=0.",
+    message_id: MessageId(0xead473af39c81b3b3f170e1aa5d0dc9f),
+};
+
 pub(super) static GPU_STAGE_FAILED: Entry = Entry {
     code: "HF181",
     group: Group::Gpu,
@@ -267,7 +285,7 @@ pub(super) static UNKNOWN: Entry = Entry {
 };
 
 /// Every reason there is, in the order of its code.
-pub static CATALOGUE: [&Entry; 29] = [
+pub static CATALOGUE: [&Entry; 31] = [
     &EXITED,
     &FAULTED,
     &ENDED_WITH_CONTAINER,
@@ -293,6 +311,8 @@ pub static CATALOGUE: [&Entry; 29] = [
     &SHIM_CRASHED,
     &SHIM_GONE,
     &SHIM_STALLED,
+    &SHIM_KILLED,
+    &SHIM_STOPPED,
     &GPU_STAGE_FAILED,
     &GPU_STAGE_TIMED_OUT,
     &NODE_SHUTDOWN,

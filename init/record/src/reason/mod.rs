@@ -253,6 +253,41 @@ pub enum Reason {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         threads: Vec<String>,
     },
+    /// HF175: the shim was killed, and begun anew by its keeper.
+    #[serde(rename = "HF175")]
+    ShimKilled {
+        /// The incident's id.
+        incident: String,
+        /// The pid that it had.
+        shim_pid: u32,
+        /// By which signal; none: it ended itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signal: Option<Signal>,
+        /// What the kernel says of its end, a sentence each.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        findings: Vec<String>,
+        /// Who killed it, where the kernel's tracepoint recorded it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sender: Option<Sender>,
+        /// What the kernel says of a lack of memory, if that was why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        oom: Option<Oom>,
+    },
+    /// HF176: the shim was stopped, and continued by its keeper.
+    #[serde(rename = "HF176")]
+    ShimStopped {
+        /// By which signal.
+        signal: Signal,
+        /// For how long.
+        #[serde(rename = "waited_ms", with = "millis")]
+        waited: Duration,
+        /// What the kernel says of it, a sentence each.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        findings: Vec<String>,
+        /// Who stopped it, where the kernel's tracepoint recorded it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sender: Option<Sender>,
+    },
     /// HF181: a step of the GPU stage failed.
     #[serde(rename = "HF181")]
     GpuStageFailed {
@@ -314,6 +349,8 @@ impl Reason {
             Self::ShimCrashed { .. } => &catalogue::SHIM_CRASHED,
             Self::ShimGone { .. } => &catalogue::SHIM_GONE,
             Self::ShimStalled { .. } => &catalogue::SHIM_STALLED,
+            Self::ShimKilled { .. } => &catalogue::SHIM_KILLED,
+            Self::ShimStopped { .. } => &catalogue::SHIM_STOPPED,
             Self::GpuStageFailed { .. } => &catalogue::GPU_STAGE_FAILED,
             Self::GpuStageTimedOut(_) => &catalogue::GPU_STAGE_TIMED_OUT,
             Self::NodeShutdown { .. } => &catalogue::NODE_SHUTDOWN,
@@ -334,9 +371,9 @@ impl Reason {
             Self::RuntimePanicked(panicked) | Self::ShimPanicked(panicked) => {
                 Some(&panicked.incident)
             }
-            Self::ShimCrashed { incident, .. } | Self::ShimStalled { incident, .. } => {
-                Some(incident)
-            }
+            Self::ShimCrashed { incident, .. }
+            | Self::ShimStalled { incident, .. }
+            | Self::ShimKilled { incident, .. } => Some(incident),
             Self::Exited { .. }
             | Self::Faulted { .. }
             | Self::EndedWithContainer { .. }
@@ -358,6 +395,7 @@ impl Reason {
             | Self::CleanupIncomplete { .. }
             | Self::ShimFinished
             | Self::ShimGone { .. }
+            | Self::ShimStopped { .. }
             | Self::GpuStageFailed { .. }
             | Self::GpuStageTimedOut(_)
             | Self::NodeShutdown { .. }

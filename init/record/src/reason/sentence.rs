@@ -189,6 +189,40 @@ impl fmt::Display for Reason {
                     human(*stalled)
                 )
             }
+            Self::ShimKilled {
+                incident,
+                shim_pid,
+                signal,
+                sender,
+                oom,
+                ..
+            } => {
+                match (sender, oom, signal) {
+                    (Some(sender), ..) => write!(f, "was killed by {sender}")?,
+                    (None, Some(oom), _) => {
+                        write!(f, "was killed by the kernel for want of memory")?;
+                        write_oom(f, oom)?;
+                    }
+                    (None, None, Some(signal)) => write!(f, "was ended by {signal}")?,
+                    (None, None, None) => write!(f, "ended itself")?,
+                }
+                write!(
+                    f,
+                    " (it was pid {shim_pid}) and was begun anew; its containers went on (incident {incident})"
+                )
+            }
+            Self::ShimStopped {
+                signal,
+                waited,
+                sender,
+                ..
+            } => {
+                match sender {
+                    Some(sender) => write!(f, "was stopped by {sender}")?,
+                    None => write!(f, "was stopped by {signal}")?,
+                }
+                write!(f, "; after {} its keeper let it go on", human(*waited))
+            }
             Self::GpuStageFailed { step, text, .. } => {
                 write!(f, "could not be given its GPU: {step}: {text}")
             }

@@ -150,6 +150,27 @@ pub(crate) fn examples() -> Vec<Reason> {
             stalled: Duration::from_secs(20),
             threads: vec!["main: in pipe_read".into()],
         },
+        Reason::ShimKilled {
+            incident: "00c0ffee00c0ffee".into(),
+            shim_pid: 77,
+            signal: Some(Signal::KILL),
+            findings: vec!["the kernel's log has no lack of memory of it".into()],
+            sender: Some(Sender {
+                pid: 99,
+                comm: Some("pkill".into()),
+                cmdline: Some("/usr/bin/pkill".into()),
+                uid: None,
+                parent: Some("98 (cron)".into()),
+                cgroup: None,
+            }),
+            oom: None,
+        },
+        Reason::ShimStopped {
+            signal: Signal::new(libc::SIGSTOP),
+            waited: Duration::from_secs(5),
+            findings: vec!["the trace of signals has no SIGSTOP for it".into()],
+            sender: None,
+        },
         Reason::GpuStageFailed {
             step: "discover".into(),
             text: "no device".into(),

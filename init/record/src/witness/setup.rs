@@ -7,11 +7,11 @@ use std::path::Path;
 
 use super::{Unwatched, Witness};
 
-/// Every SIGKILL, and those other signals below 16 whose default is to end the process, if a process sent them: by
+/// Every SIGKILL and SIGSTOP, and those other signals below 16 whose default is to end the process, if a process sent them: by
 /// kill(2) (code 0), sigqueue(3) (-1) or tgkill(2) (-6). Timers, alarms, SIGCHLD, SIGPIPE of the kernel and what
 /// language runtimes use among their own threads (SIGURG, SIGPROF, the real-time ones) are not recorded: those come
 /// by the thousand.
-const FILTER: &str = "sig==9||(sig<16&&sig!=5&&(code==0||code==-1||code==-6))";
+const FILTER: &str = "sig==9||sig==19||(sig<16&&sig!=5&&(code==0||code==-1||code==-6))";
 
 /// New processes, not new threads: CLONE_THREAD is 0x10000.
 const NO_THREADS: &str = "!(clone_flags & 0x10000)";
