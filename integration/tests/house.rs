@@ -36,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "holdfast-shim",
         &["holdfast-plan", "holdfast-record", "holdfast-cgroups"],
     ),
+    ("holdfast-keeper", &[]),
     // Only in build scripts of the others.
     ("holdfast-embed", &[]),
     // Only in tests of the others.
