@@ -19,12 +19,20 @@ pub struct Process {
     pub command: String,
 }
 
+impl Process {
+    /// Whether it is the parent of a shim of ours, which would begin that anew.
+    #[must_use]
+    pub fn is_keeper(&self) -> bool {
+        self.command.starts_with("holdfast-keeper ")
+    }
+}
+
 /// Living processes (zombies do not count) whose command line or environment mentions `text`,
-/// this one excepted.
+/// this one excepted. Keepers are the first: what is killed in this order stays dead.
 #[must_use]
 pub fn processes_mentioning(text: &str) -> Vec<Process> {
     let own = i32::try_from(std::process::id()).expect("a pid fits");
-    pids()
+    let mut found: Vec<Process> = pids()
         .filter(|&pid| pid != own)
         .filter_map(|pid| {
             let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -35,7 +43,9 @@ pub fn processes_mentioning(text: &str) -> Vec<Process> {
             found.then_some(Process { pid, command })
         })
         .filter(|process| is_alive(process.pid))
-        .collect()
+        .collect();
+    found.sort_by_key(|process| !process.is_keeper());
+    found
 }
 
 /// Whether a pid names a process that has not ended (a zombie has).

@@ -190,7 +190,7 @@ impl Lone {
     pub fn left_of_containers(&self) -> Vec<String> {
         let mut left = Vec::new();
         for process in leaks::processes_mentioning(&text(self.folder.path())) {
-            if !process.command.contains("containerd-shim-holdfast-v2") {
+            if !process.is_keeper() && !process.command.contains("containerd-shim-holdfast-v2") {
                 left.push(format!("process {} ({})", process.pid, process.command));
             }
         }

@@ -304,6 +304,32 @@ impl Shim {
     }
 }
 
+/// The keeper that would begin the shim anew; none where it has none.
+///
+/// # Panics
+/// When there is no such shim.
+#[must_use]
+pub fn keeper_of(shim: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{shim}/stat")).expect("the shim lives");
+    let (_, rest) = stat.rsplit_once(") ").expect("a line of /proc");
+    let parent: i32 = rest.split(' ').nth(1)?.parse().ok()?;
+    let name = std::fs::read_to_string(format!("/proc/{parent}/comm")).ok()?;
+    (name.trim() == "holdfast-keeper").then_some(parent)
+}
+
+/// Kills a shim so that it stays dead: its keeper first, if it has one.
+///
+/// # Panics
+/// When there is no such shim.
+pub fn kill_for_good(shim: i32) {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    if let Some(keeper) = keeper_of(shim) {
+        let _ = kill(Pid::from_raw(keeper), Signal::SIGKILL);
+    }
+    kill(Pid::from_raw(shim), Signal::SIGKILL).expect("the shim lives");
+}
+
 /// Options that make the shim call another runtime, with its state in `root`.
 ///
 /// # Panics

@@ -8,7 +8,7 @@ use holdfast_integration::deadline::eventually;
 use holdfast_integration::image;
 use holdfast_integration::leaks::is_alive;
 use holdfast_integration::scratch::text;
-use holdfast_integration::shim::Shim;
+use holdfast_integration::shim::{Shim, kill_for_good};
 use holdfast_integration::{on_containerds, skip};
 
 on_containerds! {
@@ -176,11 +176,7 @@ fn fifty_exits_during_the_outage_keep_their_codes(containerd: &Containerd) {
 fn a_killed_shim_leaves_nothing(containerd: &Containerd) {
     let pid = containerd.start_task("box", &[], &["sh", "-c", "sleep 600 & sleep 600"]);
     let shim = Shim::of(containerd, "box").pid("box");
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(shim),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    kill_for_good(shim);
     eventually("the container ends", Duration::from_secs(20), || {
         (!is_alive(pid)).then_some(())
     });

@@ -153,7 +153,9 @@ impl Docker {
                 .collect();
             let left = leaks::cgroups_below(&self.cgroup).len() + states.len();
             let shims = leaks::processes_mentioning(&text(self.folder.path()));
-            let shims = shims.iter().filter(|p| p.command.contains("shim"));
+            let shims = shims
+                .iter()
+                .filter(|p| p.command.contains("shim") || p.is_keeper());
             (left + shims.count() == 0).then_some(())
         });
     }

@@ -34,7 +34,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "holdfast-shim",
-        &["holdfast-plan", "holdfast-record", "holdfast-cgroups"],
+        &[
+            "holdfast-plan",
+            "holdfast-record",
+            "holdfast-cgroups",
+            "holdfast-keeper",
+        ],
     ),
     ("holdfast-keeper", &[]),
     // Only in build scripts of the others.

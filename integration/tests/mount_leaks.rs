@@ -13,10 +13,8 @@ use holdfast_integration::containerd::{Containerd, Extra, Version, peer};
 use holdfast_integration::deadline::{eventually, within};
 use holdfast_integration::leaks::is_alive;
 use holdfast_integration::scratch::text;
-use holdfast_integration::shim::Shim;
+use holdfast_integration::shim::{Shim, kill_for_good};
 use holdfast_integration::{image, skip};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 const LIMIT: Duration = Duration::from_secs(30);
 const OURS: &str = "io.containerd.holdfast.v2";
@@ -175,7 +173,7 @@ fn end(containerd: &Containerd, cell: &Cell) -> Outcome {
             containerd.ctr(&["tasks", "delete", &cell.id]);
         }
         End::ShimKilled => {
-            kill(Pid::from_raw(cell.shim), Signal::SIGKILL).unwrap();
+            kill_for_good(cell.shim);
             eventually("containerd has cleaned up", LIMIT, || {
                 let gone = containerd
                     .task(&cell.id)

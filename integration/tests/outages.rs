@@ -15,7 +15,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::deadline::eventually;
 use holdfast_integration::events::{Event, Subscriber};
-use holdfast_integration::shim::Shim;
+use holdfast_integration::shim::{Shim, kill_for_good};
 use holdfast_integration::{on_containerds, skip};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -294,7 +294,7 @@ fn a_deletion_is_told_although_its_shim_is_killed_at_once(containerd: &Container
         shim.delete("other", "").unwrap();
         // As containerd does once Delete is answered.
         std::fs::remove_dir_all(&other.path).unwrap();
-        kill(Pid::from_raw(shim.pid("box")), Signal::SIGKILL).unwrap();
+        kill_for_good(shim.pid("box"));
     }));
     kill(daemon, Signal::SIGCONT).unwrap();
     result.unwrap();
@@ -327,7 +327,7 @@ fn what_a_killed_shim_had_to_tell_is_told(containerd: &Containerd) {
     kill(daemon, Signal::SIGSTOP).unwrap();
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         execs_by_hand(&shim, 0, 5);
-        kill(Pid::from_raw(shim.pid("box")), Signal::SIGKILL).unwrap();
+        kill_for_good(shim.pid("box"));
     }));
     kill(daemon, Signal::SIGCONT).unwrap();
     result.unwrap();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use holdfast_integration::containerd::{Containerd, peer};
 use holdfast_integration::deadline::{self, eventually};
+use holdfast_integration::leaks::is_alive;
 use holdfast_integration::shim::Shim;
 use holdfast_integration::tracing::Traced;
 use holdfast_integration::{on_containerds, place, skip};
@@ -20,6 +21,7 @@ on_containerds! {
     a_hook_that_fails_is_quoted;
     a_hook_that_hangs_has_a_code_of_its_own;
     a_refusal_says_how_its_reason_is_called;
+    a_shim_that_was_killed_or_stopped_and_went_on_says_so;
     a_stranger_who_kills_is_named;
     a_child_without_memory_is_named;
     kubernetes_is_told_where_it_would_not_know;
@@ -422,4 +424,33 @@ fn a_hook_that_hangs_has_a_code_of_its_own(containerd: &Containerd) {
         "{record}"
     );
     let _ = containerd.ctr(&["containers", "delete", "hooked"]);
+}
+
+fn a_shim_that_was_killed_or_stopped_and_went_on_says_so(containerd: &Containerd) {
+    if peer() {
+        return skip("reasons", "containerd's own shim dies of it");
+    }
+    let Some(traced) = Traced::new("reasons", containerd) else {
+        return;
+    };
+    let pid = containerd.start_task("box", &[], &["sleep", "600"]);
+    traced.await_on();
+    let shim = Shim::of(containerd, "box").pid("box");
+    let ours = format!(" by pid {} ", std::process::id());
+    // The container runs on, which is said before.
+    let is_told = |said: &str, how: &str| {
+        let begin = format!("The shim of container box was {how}");
+        said.lines()
+            .any(|line| line.starts_with(&begin) && line.contains(&ours))
+    };
+    kill(Pid::from_raw(shim), Signal::SIGKILL).unwrap();
+    let said = why(containerd, "box", "HF175");
+    assert!(is_told(&said, "killed"), "{said}");
+    let shim = Shim::of(containerd, "box").pid("box");
+    kill(Pid::from_raw(shim), Signal::SIGSTOP).unwrap();
+    let said = why(containerd, "box", "HF176");
+    assert!(is_told(&said, "stopped"), "{said}");
+    assert!(is_alive(pid));
+    drop(traced);
+    containerd.end_task("box");
 }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use holdfast_integration::containerd::{self, Containerd};
 use holdfast_integration::deadline::{self, eventually};
 use holdfast_integration::leaks::{self, is_alive};
-use holdfast_integration::shim::{Shim, address_in};
+use holdfast_integration::shim::{Shim, address_in, keeper_of};
 use holdfast_integration::tracing::Traced;
 use holdfast_integration::{on_containerds, place, skip};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 on_containerds! {
@@ -56,7 +58,13 @@ fn kill_shim(containerd: &Containerd) -> i32 {
     // Not every machine has the program kill; the word is every shell's.
     let mut kill = Command::new("sh");
     kill.args(["-c", "kill -s KILL \"$@\"", "killer"]);
-    kill.args(containerd.shims().iter().map(|one| one.pid.to_string()));
+    let shims: Vec<i32> = containerd.shims().iter().map(|one| one.pid).collect();
+    let keepers = shims.iter().filter_map(|shim| keeper_of(*shim));
+    kill.args(
+        keepers
+            .chain(shims.iter().copied())
+            .map(|pid| pid.to_string()),
+    );
     deadline::run(&mut kill, LIMIT).ok();
     shim
 }
@@ -258,6 +266,10 @@ fn a_shim_without_memory_is_no_riddle(containerd: &Containerd) {
     let flags = [&POD[..], &["--runtime-config-path", options]].concat();
     let pid = containerd.start_task("box", &flags, &["sleep", "600"]);
     let shim = Shim::of(containerd, "box").pid("box");
+    // What would go on in its place.
+    if let Some(keeper) = keeper_of(shim) {
+        kill(Pid::from_raw(keeper), Signal::SIGKILL).unwrap();
+    }
     cgroup.leave(1 << 20);
     // Requests that never come to their end: the shim keeps what it has of each.
     let (address, _) = address_in(&containerd.bundle("box"));

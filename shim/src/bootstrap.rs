@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use containerd_shim_protos::protobuf::Message;
@@ -17,6 +17,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use crate::cli::CommandLine;
 use crate::fault::Fault;
 use crate::handover;
+use crate::keeper::{self, Keeper};
 use crate::options::Options;
 use crate::server::{LISTENER_FD, SOCKET_VARIABLE};
 use crate::socket::{self, Claim, SocketError};
@@ -196,51 +197,117 @@ fn spawn_server(
             .map_err(step("enable core scheduling (SCHED_CORE)"))?;
     }
     let program = std::env::current_exe().map_err(step("find this program"))?;
-    let mut command = Command::new(&program);
-    command
-        .args([
-            "-namespace",
-            &line.namespace,
-            "-id",
-            &line.id,
-            "-address",
+    let server = Server {
+        line,
+        input,
+        grpc_address,
+        path,
+        program: &program,
+    };
+    let kept = Keeper::new().and_then(|keeper| {
+        let mut command = server.command(Some(&keeper), None);
+        sys::prepare_child(
+            &mut command,
+            ChildSetup {
+                fds: keeper.descriptors(listener.try_clone()?)?,
+                parent_death_signal: None,
+                own_group: true,
+            },
+        );
+        Ok((command.spawn()?, keeper))
+    });
+    match kept {
+        Ok((child, keeper)) => {
+            server.settle(child)?;
+            // Only now: what it starts is where it is itself.
+            keeper.go().map_err(step("let the shim's keeper begin"))
+        }
+        Err(error) => {
+            let mut command = server.command(None, Some(&error));
+            sys::prepare_child(
+                &mut command,
+                ChildSetup {
+                    fds: vec![(listener, LISTENER_FD)],
+                    parent_death_signal: None,
+                    own_group: true,
+                },
+            );
+            let child = command
+                .spawn()
+                .map_err(step(format!("start the server {}", program.display())))?;
+            server.settle(child)
+        }
+    }
+}
+
+/// The server that is to be started.
+struct Server<'a> {
+    line: &'a CommandLine,
+    input: &'a Input,
+    grpc_address: &'a str,
+    path: &'a PathBuf,
+    program: &'a Path,
+}
+
+impl Server<'_> {
+    /// Started by a keeper, or by itself for want of one.
+    fn command(&self, keeper: Option<&Keeper>, alone: Option<&io::Error>) -> Command {
+        let Self {
+            line,
+            input,
             grpc_address,
-        ])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .env(SOCKET_VARIABLE, path);
-    if line.debug {
-        command.arg("-debug");
+            path,
+            program,
+        } = self;
+        let mut command = match keeper {
+            Some(keeper) => keeper.command(program),
+            None => Command::new(program),
+        };
+        command
+            .args([
+                "-namespace",
+                &line.namespace,
+                "-id",
+                &line.id,
+                "-address",
+                *grpc_address,
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .env(SOCKET_VARIABLE, path);
+        if line.debug {
+            command.arg("-debug");
+        }
+        if let Some(params) = &input.params
+            && std::env::var_os("TTRPC_ADDRESS").is_none_or(|address| address.is_empty())
+        {
+            command.env("TTRPC_ADDRESS", &params.containerd_ttrpc_address);
+        }
+        if std::env::vars_os().any(|(name, _)| name.to_string_lossy().starts_with("OTEL_")) {
+            command.env("OTEL_SERVICE_NAME", format!("containerd-shim-{}", line.id));
+        }
+        match alone {
+            Some(why) => command
+                .env(keeper::ALONE_VARIABLE, why.to_string())
+                .env_remove(keeper::KEPT_VARIABLE),
+            None => command.env_remove(keeper::ALONE_VARIABLE),
+        };
+        command
     }
-    if let Some(params) = &input.params
-        && std::env::var_os("TTRPC_ADDRESS").is_none_or(|address| address.is_empty())
-    {
-        command.env("TTRPC_ADDRESS", &params.containerd_ttrpc_address);
+
+    /// Puts it where the options want it; ends it when that cannot be.
+    fn settle(&self, mut child: Child) -> Result<(), StartError> {
+        let pid = child.id();
+        if let Err(error) = place(&self.input.options, pid) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
+        // The kernel refuses to lower it without CAP_SYS_RESOURCE; the container is worth more.
+        let _ = adjust_oom_score(pid);
+        Ok(())
     }
-    if std::env::vars_os().any(|(name, _)| name.to_string_lossy().starts_with("OTEL_")) {
-        command.env("OTEL_SERVICE_NAME", format!("containerd-shim-{}", line.id));
-    }
-    sys::prepare_child(
-        &mut command,
-        ChildSetup {
-            fds: vec![(listener, LISTENER_FD)],
-            parent_death_signal: None,
-            own_group: true,
-        },
-    );
-    let mut server = command
-        .spawn()
-        .map_err(step(format!("start the server {}", program.display())))?;
-    let pid = server.id();
-    if let Err(error) = place(&input.options, pid) {
-        let _ = server.kill();
-        let _ = server.wait();
-        return Err(error);
-    }
-    // The kernel refuses to lower it without CAP_SYS_RESOURCE; the container is worth more.
-    let _ = adjust_oom_score(pid);
-    Ok(())
 }
 
 /// Puts the server into the cgroup that the options name.

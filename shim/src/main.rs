@@ -14,6 +14,8 @@ mod fault_point;
 mod handover;
 mod idle;
 mod info;
+mod keeper;
+mod killer;
 mod look;
 mod options;
 mod outbox;

@@ -17,6 +17,12 @@
 //!   whether it is our child still; if so it stays (nobody else can reap it) and its pidfd is
 //!   opened. If not, the kept end is its own; to be wrong, the pid space would have to wrap
 //!   around within one call of the runtime.
+//!
+//! Whatever is reaped is gone from the kernel, so its end is on the slate before.
+//!
+//! Children of a shim that was killed are the keeper's (`docs/0010-what-outlives-sigkill.md`): it waits for them and
+//! tells their ends ([`Reaper::told`]), and reaps them when we say that we have it. Should the keeper be gone,
+//! their pidfds still say that they have ended, and newer kernels how.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,7 +31,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use holdfast_record::Timestamp;
+use holdfast_record::process::Stat;
+use holdfast_record::{ExitStatus, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -38,6 +45,10 @@ use crate::task::state::Ended;
 
 /// Most ends of unknown children kept while launches are open.
 const MAX_EARLY: usize = 4096;
+/// How long the kernel may take until it can be asked how a process has ended that somebody else waits for.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+/// What is told of a process when nobody can say how it ended: containerd's "unknown".
+const UNSEEN: ExitStatus = ExitStatus::Exited(255);
 
 /// A process that cannot be mistaken for another one.
 #[derive(Debug)]
@@ -106,6 +117,21 @@ impl Process {
         }
     }
 
+    /// How it has ended, if somebody else has waited for it and the kernel still knows; see ioctl_pidfd(2).
+    async fn status_of_the_reaped(&self) -> Option<ExitStatus> {
+        let pidfd = self.pidfd.as_ref()?;
+        let until = tokio::time::Instant::now() + ASK_LIMIT;
+        while tokio::time::Instant::now() < until {
+            match sys::pidfd_exit_status(pidfd.as_fd()) {
+                Ok(Some(status)) => return Some(status),
+                // Nobody has waited for it yet.
+                Ok(None) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
     /// Whether it ends within `limit`; true at once when it has.
     pub(crate) async fn ends_within(&self, limit: Duration) -> bool {
         let Some(pidfd) = &self.pidfd else {
@@ -139,6 +165,8 @@ struct Watched {
     tell: oneshot::Sender<Ended>,
     /// Whether the next image has to know its end.
     kept: bool,
+    /// Whether it is the keeper's child and not ours.
+    keepers: bool,
 }
 
 #[derive(Debug, Default)]
@@ -218,9 +246,21 @@ impl Reaper {
             process: Arc::clone(&process),
             tell,
             kept,
+            keepers: false,
         };
         self.table().watched.insert(process.pid, watched);
         Child { process, ended }
+    }
+
+    /// The keeper's child, whose end it will tell.
+    fn await_keeper(&self, process: &Arc<Process>, tell: oneshot::Sender<Ended>, kept: bool) {
+        let watched = Watched {
+            process: Arc::clone(process),
+            tell,
+            kept,
+            keepers: true,
+        };
+        self.table().watched.insert(process.pid, watched);
     }
 
     /// Takes over what the image before has reaped and not made anything of.
@@ -245,31 +285,70 @@ impl Reaper {
     }
 
     /// Waits on for a child of the image before; `kept`: see [`Reaper::spawn_kept`].
-    pub(crate) fn watch_again(&self, process: Arc<Process>, kept: bool) -> Child {
+    pub(crate) fn watch_again(self: &Arc<Self>, process: Arc<Process>, kept: bool) -> Child {
         let (tell, ended) = oneshot::channel();
         let mut table = self.table();
-        match table.early.iter().rposition(|(pid, _)| *pid == process.pid) {
-            Some(index) => {
-                let (_, end) = table.early.remove(index);
-                let _ = tell.send(end);
-            }
-            None => {
-                let is_ours = process.pidfd.as_ref().is_some_and(|pidfd| {
-                    sys::wait_child(Children::Pidfd(pidfd.as_fd()), true).is_ok()
-                });
-                if !is_ours {
-                    // Reaped by the image before, which had no use for its end: the dropped sender says so.
-                    return Child { process, ended };
-                }
-                let watched = Watched {
-                    process: Arc::clone(&process),
-                    tell,
-                    kept,
-                };
-                table.watched.insert(process.pid, watched);
+        if let Some(index) = table.early.iter().rposition(|(pid, _)| *pid == process.pid) {
+            let (_, end) = table.early.remove(index);
+            let _ = tell.send(end);
+            return Child { process, ended };
+        }
+        let is_ours = process
+            .pidfd
+            .as_ref()
+            .is_some_and(|pidfd| sys::wait_child(Children::Pidfd(pidfd.as_fd()), true).is_ok());
+        if is_ours {
+            let watched = Watched {
+                process: Arc::clone(&process),
+                tell,
+                kept,
+                keepers: false,
+            };
+            table.watched.insert(process.pid, watched);
+        } else if kept || process.signal(0).is_ok() {
+            drop(table);
+            self.await_keeper(&process, tell, kept);
+            if !resume::is_kept() || process.signal(0).is_err() {
+                self.watch_by_pidfd(&process);
             }
         }
+        // Else its end is of no use to anybody: the dropped sender says so.
         Child { process, ended }
+    }
+
+    /// The keeper is gone: nobody tells how its children end.
+    pub(crate) fn keeper_is_gone(self: &Arc<Self>) {
+        let left: Vec<Arc<Process>> = self
+            .table()
+            .watched
+            .values()
+            .filter(|watched| watched.keepers)
+            .map(|watched| Arc::clone(&watched.process))
+            .collect();
+        for process in left {
+            self.watch_by_pidfd(&process);
+        }
+    }
+
+    /// Waits for the end of a process that is nobody's child who would tell.
+    fn watch_by_pidfd(self: &Arc<Self>, process: &Arc<Process>) {
+        let (reaper, process) = (Arc::clone(self), Arc::clone(process));
+        tokio::spawn(async move {
+            if !process.ends_within(Duration::MAX).await {
+                log::error!("process {} cannot be watched", process.pid);
+                return;
+            }
+            let at = Timestamp::now();
+            let status = process.status_of_the_reaped().await.unwrap_or_else(|| {
+                log::error!(
+                    "process {} has ended while the shim had no keeper to wait for it, and this kernel does not say how: its exit is told as {UNSEEN}",
+                    process.pid
+                );
+                UNSEEN
+            });
+            let _step = resume::step();
+            reaper.note(process.pid, Ended { status, at });
+        });
     }
 
     /// Opens the window in which ends of unknown children are kept.
@@ -301,17 +380,18 @@ impl Reaper {
 
     /// Reaps one child that is known to have ended; false when that failed.
     fn reap(&self, end: ChildEnd) -> bool {
-        // What is reaped is gone from the kernel: in the same step it is on the slate.
         let _step = resume::step();
-        let mut table = self.table();
+        let process = self
+            .table()
+            .watched
+            .get(&end.pid)
+            .map(|watched| Arc::clone(&watched.process));
         let ended = Ended {
             status: end.status,
             at: Timestamp::now(),
         };
-        let pidfd = table
-            .watched
-            .get(&end.pid)
-            .and_then(|watched| watched.process.pidfd.as_ref());
+        self.note(end.pid, ended);
+        let pidfd = process.as_ref().and_then(|process| process.pidfd.as_ref());
         let reaped = match pidfd {
             Some(pidfd) => sys::wait_child(Children::Pidfd(pidfd.as_fd()), false),
             None => sys::wait_child(Children::Pid(end.pid), false),
@@ -320,11 +400,25 @@ impl Reaper {
             log::error!("reap: process {}: {error}", end.pid);
             return false;
         }
-        match table.watched.remove(&end.pid) {
+        true
+    }
+
+    /// The keeper says that a child of its has ended; it is reaped when this comes back.
+    pub(crate) fn told(&self, end: ChildEnd, at: Timestamp) {
+        let _step = resume::step();
+        let status = end.status;
+        self.note(end.pid, Ended { status, at });
+        resume::reaped(end.pid);
+    }
+
+    /// Tells the end of a process to whoever waits for it, and puts it on the slate if the next image may have to.
+    fn note(&self, pid: u32, ended: Ended) {
+        let mut table = self.table();
+        match table.watched.remove(&pid) {
             // Nobody listens any more: the launch of it was given up.
             Some(watched) => {
                 if watched.tell.send(ended).is_ok() && watched.kept {
-                    resume::put_json(&end_key(end.pid), &ended);
+                    resume::put_json_now(&end_key(pid), &ended);
                 }
             }
             None if table.launches > 0 => {
@@ -333,12 +427,11 @@ impl Reaper {
                     let (pid, _) = table.early.remove(0);
                     forget_end(pid);
                 }
-                resume::put_json(&end_key(end.pid), &ended);
-                table.early.push((end.pid, ended));
+                resume::put_json_now(&end_key(pid), &ended);
+                table.early.push((pid, ended));
             }
-            None => log::debug!("reaped the orphan {} ({})", end.pid, end.status),
+            None => log::debug!("reaped the orphan {pid} ({})", ended.status),
         }
-        true
     }
 }
 
@@ -375,19 +468,44 @@ impl Launch {
                 Ok(child)
             }
             Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
-                self.claim_early(pid, pidfd)
+                match self.claim_early(pid, pidfd) {
+                    Err(pidfd) => self.claim_keepers(pid, pidfd),
+                    Ok(child) => Ok(child),
+                }
             }
             Err(source) => Err(AdoptError::Wait { pid, source }),
         }
     }
 
-    fn claim_early(&self, pid: u32, pidfd: Option<Descriptor>) -> Result<Child, AdoptError> {
+    /// One that a runtime of the image before has made, after that was killed: the keeper's child.
+    fn claim_keepers(&self, pid: u32, pidfd: Option<Descriptor>) -> Result<Child, AdoptError> {
+        let pidfd = match pidfd {
+            Some(pidfd) => Some(pidfd),
+            None => sys::pidfd_open(pid).ok().map(Descriptor::from),
+        };
+        let process = Arc::new(Process { pid, pidfd });
+        let keeper = nix::unistd::getppid().as_raw();
+        // Asked after the pidfd was opened: what that names cannot be another process by now.
+        let is_keepers = resume::is_kept()
+            && Stat::read(pid).is_ok_and(|stat| i32::try_from(stat.parent) == Ok(keeper))
+            && process.signal(0).is_ok();
+        if !is_keepers {
+            return Err(AdoptError::NotOurs { pid });
+        }
+        let (tell, ended) = oneshot::channel();
+        self.reaper.await_keeper(&process, tell, true);
+        Ok(Child { process, ended })
+    }
+
+    fn claim_early(
+        &self,
+        pid: u32,
+        pidfd: Option<Descriptor>,
+    ) -> Result<Child, Option<Descriptor>> {
         let mut table = self.reaper.table();
-        let index = table
-            .early
-            .iter()
-            .rposition(|(early, _)| *early == pid)
-            .ok_or(AdoptError::NotOurs { pid })?;
+        let Some(index) = table.early.iter().rposition(|(early, _)| *early == pid) else {
+            return Err(pidfd);
+        };
         let (_, end) = table.early.remove(index);
         drop(table);
         let (tell, ended) = oneshot::channel();

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_record::deadline::limit_from_env;
+use holdfast_record::ledger::{Kind, Record};
 use holdfast_record::logging::{self, Places};
-use holdfast_record::{ContainerId, Namespace};
+use holdfast_record::{ContainerId, Namespace, Reason};
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +17,8 @@ use tokio::sync::Notify;
 use crate::cli::CommandLine;
 use crate::ends;
 use crate::handover;
+use crate::keeper::{self, Stop};
+use crate::killer;
 use crate::publisher::Publisher;
 use crate::resume::image::{self, Begun};
 use crate::resume::{self};
@@ -170,7 +173,13 @@ async fn serve_containers(
         before,
         alone,
         probe,
+        unkept,
     } = begun;
+    if let Some(why) = unkept {
+        log::warn!(
+            "the shim has no keeper ({why}): should it be killed its containers end with it"
+        );
+    }
     if let Some(error) = alone {
         log::error!("a fault of this shim would be its end: it cannot prepare for it: {error}");
     }
@@ -184,11 +193,19 @@ async fn serve_containers(
         inherited.close_rest();
         publisher.resume_left();
         shim.begin(restored);
+        resume::taken_over();
         for connection in connections {
             serve(connection, Arc::clone(&service));
         }
         // Whoever has ended meanwhile has sent its signal to nobody.
         shim.reaper.sweep();
+    } else {
+        resume::taken_over();
+    }
+    let from_keeper = resume::link::listener().map_err(step("duplicate the keeper's line"))?;
+    if let Some(line) = from_keeper {
+        let listening = keeper::listen(line, Arc::clone(&shim.reaper), watch_stops(&shim, &own));
+        tokio::spawn(vital(listening));
     }
     if let Some(before) = before {
         log::warn!("{}", before.sentence());
@@ -237,6 +254,32 @@ async fn serve_containers(
     }
     log::info!("ending");
     Ok(())
+}
+
+/// Writes down that the shim was stopped.
+fn watch_stops(shim: &Arc<Shim>, id: &ContainerId) -> impl Fn(Stop) + use<> {
+    let (shim, id) = (Arc::clone(shim), id.clone());
+    move |stop| {
+        log::error!(
+            "the shim was stopped by {}: its keeper let it go on after {:?}",
+            stop.signal,
+            stop.waited
+        );
+        let (shim, id) = (Arc::clone(&shim), id.clone());
+        // The kernel's records may have to be waited for.
+        tokio::task::spawn_blocking(move || {
+            let known = killer::of(std::process::id(), stop.signal);
+            let reason = Reason::ShimStopped {
+                signal: stop.signal,
+                waited: stop.waited,
+                findings: known.findings,
+                sender: known.sender,
+            };
+            let record = Record::new(Kind::Shim, &reason, stop.since);
+            shim.scribe
+                .write_now(&record.of_container(Some(&shim.namespace), &id));
+        });
+    }
 }
 
 /// containerd's ttrpc socket, where events go.

@@ -117,6 +117,47 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Resul
     .map(drop)
 }
 
+/// How a process has ended that was reaped by whoever was its parent; none while it was not.
+///
+/// # Errors
+/// `ENOTTY` or `EINVAL` where the kernel does not keep it (before Linux 6.15).
+pub(crate) fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> io::Result<Option<ExitStatus>> {
+    const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    /// `struct pidfd_info` of linux/pidfd.h in its first size.
+    #[repr(C)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    const _: () = assert!(size_of::<Info>() == 64);
+    let mut info = Info {
+        mask: PIDFD_INFO_EXIT,
+        cgroup: 0,
+        ids: [0; 11],
+        exit_code: 0,
+    };
+    // SAFETY: the request reads and writes 64 bytes, as its number says; `info` is as long and lives through the call.
+    let done = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO as _, &raw mut info) };
+    check(done.into())?;
+    if info.mask & PIDFD_INFO_EXIT == 0 {
+        return Ok(None);
+    }
+    let (code, status) = if libc::WIFSIGNALED(info.exit_code) {
+        let code = if libc::WCOREDUMP(info.exit_code) {
+            libc::CLD_DUMPED
+        } else {
+            libc::CLD_KILLED
+        };
+        (code, libc::WTERMSIG(info.exit_code))
+    } else {
+        (libc::CLD_EXITED, libc::WEXITSTATUS(info.exit_code))
+    };
+    Ok(ExitStatus::from_waitid(code, status))
+}
+
 /// Takes a descriptor that was inherited under a known number.
 ///
 /// # Errors
@@ -375,6 +416,138 @@ pub(crate) fn memory_file(name: &CStr) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
+/// As [`memory_file`], of which a program can be executed.
+///
+/// # Errors
+/// `EACCES` where the kernel is told to refuse it (`vm.memfd_noexec`).
+pub(crate) fn executable_memory_file(name: &CStr) -> io::Result<File> {
+    const MFD_EXEC: libc::c_uint = 0x10;
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: a NUL-terminated name that lives through the call, and integer flags.
+    let create = |flags| check(unsafe { libc::memfd_create(name.as_ptr(), flags) }.into());
+    let fd = match create(flags | MFD_EXEC) {
+        // Kernels before 6.3 do not know the flag and make every such file executable.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(flags)?,
+        other => other?,
+    };
+    fd_from(fd).map(File::from)
+}
+
+/// The same open file under a number of at least `number`.
+///
+/// # Errors
+/// `EMFILE`.
+pub(crate) fn move_above(file: &File, number: RawFd) -> io::Result<File> {
+    // SAFETY: integers only.
+    let moved =
+        check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number) }.into())?;
+    fd_from(moved).map(File::from)
+}
+
+/// Looks at the next bytes of a stream socket; [`take`] takes them off. The socket knows how many were looked at, so
+/// that a next image can tell ([`finish_taking`]).
+///
+/// # Errors
+/// `EAGAIN` when there are none; see recv(2).
+pub(crate) fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    use nix::sys::socket::{MsgFlags, recv};
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    Ok(recv(socket.as_raw_fd(), buffer, flags)?)
+}
+
+/// Takes off what was looked at.
+///
+/// # Errors
+/// See recv(2).
+pub(crate) fn take(socket: BorrowedFd<'_>, buffer: &mut [u8], mut size: usize) -> io::Result<()> {
+    use nix::sys::socket::{MsgFlags, recv};
+    while size > 0 {
+        let most = size.min(buffer.len());
+        let some = buffer.get_mut(..most).unwrap_or_default();
+        match recv(socket.as_raw_fd(), some, MsgFlags::MSG_DONTWAIT)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            taken => size -= taken.min(size),
+        }
+    }
+    Ok(())
+}
+
+/// Makes [`peek`] begin at the first byte that was not taken; `taken`: as many as an image before had on the slate
+/// before it took them off. Whether it came to that the socket knows.
+///
+/// # Errors
+/// See socket(7), `SO_PEEK_OFF`.
+pub(crate) fn finish_taking(socket: BorrowedFd<'_>, taken: Option<u64>) -> io::Result<()> {
+    let mut offset: libc::c_int = 0;
+    let mut size = libc::socklen_t::try_from(size_of_val(&offset)).map_err(io::Error::other)?;
+    // SAFETY: the option is one int, which lives through the call, and so does its size.
+    let asked = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw mut offset).cast(),
+            &raw mut size,
+        )
+    };
+    check(asked.into())?;
+    // Less than was looked at: it was killed while it took them off.
+    if let Ok(looked @ 1..) = u64::try_from(offset)
+        && taken.is_some_and(|taken| looked <= taken)
+    {
+        let looked = usize::try_from(looked).map_err(io::Error::other)?;
+        take(socket, &mut [0; 4096], looked)?;
+    }
+    let zero: libc::c_int = 0;
+    // SAFETY: as above.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const zero).cast(),
+            size,
+        )
+    };
+    check(set.into()).map(drop)
+}
+
+/// Moves bytes from one pipe to another within the kernel, as many as there are and fit, at most `size`; 0 at the end
+/// of the first one.
+///
+/// # Errors
+/// `EAGAIN` when the first is empty or the second full; see splice(2).
+pub(crate) fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, size: usize) -> io::Result<usize> {
+    let none = std::ptr::null_mut();
+    let flags = libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE;
+    // SAFETY: null offsets are allowed, and right for pipes; the rest are integers.
+    let moved = check(unsafe {
+        libc::splice(from.as_raw_fd(), none, to.as_raw_fd(), none, size, flags) as libc::c_long
+    })?;
+    Ok(usize::try_from(moved).unwrap_or(0))
+}
+
+/// How many bytes can be read from a pipe at once.
+///
+/// # Errors
+/// See ioctl(2).
+pub(crate) fn readable_bytes(pipe: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the request writes one int, which lives through the call.
+    check(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut count) }.into())?;
+    Ok(usize::try_from(count).unwrap_or(0))
+}
+
+/// Lets nobody change a file in memory any more.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn seal(file: &File) -> io::Result<()> {
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
+    // SAFETY: integers only.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) }.into()).map(drop)
+}
+
 /// A true SIGSEGV, for tests.
 #[cfg(feature = "fault-points")]
 pub(crate) fn write_to_nowhere() {
@@ -582,6 +755,37 @@ pub(crate) fn mount_overlay_layers(
 mod tests {
     #![expect(clippy::zombie_processes, reason = "reaped by pidfd")]
     use super::*;
+
+    #[test]
+    fn what_was_looked_at_is_taken_once() {
+        use std::io::Write as _;
+        use std::os::unix::net::UnixStream;
+        let (mut writer, reader) = UnixStream::pair().unwrap();
+        let mut buffer = [0; 16];
+        finish_taking(reader.as_fd(), None).unwrap();
+        writer.write_all(b"first").unwrap();
+        assert_eq!(peek(reader.as_fd(), &mut buffer).unwrap(), 5);
+        // Not on the slate: it is read again.
+        finish_taking(reader.as_fd(), None).unwrap();
+        assert_eq!(peek(reader.as_fd(), &mut buffer).unwrap(), 5);
+        writer.write_all(b"second").unwrap();
+        // On the slate, and not taken yet.
+        finish_taking(reader.as_fd(), Some(5)).unwrap();
+        assert_eq!(peek(reader.as_fd(), &mut buffer).unwrap(), 6);
+        assert_eq!(&buffer[..6], b"second");
+        take(reader.as_fd(), &mut buffer, 6).unwrap();
+        // On the slate, and taken.
+        writer.write_all(b"third!").unwrap();
+        finish_taking(reader.as_fd(), Some(6)).unwrap();
+        assert_eq!(peek(reader.as_fd(), &mut buffer).unwrap(), 6);
+        assert_eq!(&buffer[..6], b"third!");
+        // On the slate, and taken in part.
+        take(reader.as_fd(), &mut buffer, 2).unwrap();
+        finish_taking(reader.as_fd(), Some(6)).unwrap();
+        writer.write_all(b"4").unwrap();
+        assert_eq!(peek(reader.as_fd(), &mut buffer).unwrap(), 1);
+        assert_eq!(buffer[0], b'4');
+    }
 
     #[test]
     fn a_child_is_peeked_at_and_then_reaped_by_its_pidfd() {

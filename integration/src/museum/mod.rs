@@ -157,9 +157,20 @@ pub const EXHIBITS: &[Exhibit] = &[
         90,
         shim_fails::stopped_while_down,
     ),
-    exhibit("SIGKILL of the shim", 60, shim_killed::visit),
+    exhibit("SIGSTOP of the shim", 60, shim_fails::stopped),
+    exhibit("SIGKILL of the shim", 60, shim_fails::by_kill),
     exhibit(
         "SIGKILL of the shim, containerd down",
+        60,
+        shim_fails::by_kill_while_down,
+    ),
+    exhibit(
+        "SIGKILL of the shim and what restarts it",
+        60,
+        shim_killed::visit,
+    ),
+    exhibit(
+        "SIGKILL of both, containerd down",
         60,
         shim_killed::visit_while_down,
     ),

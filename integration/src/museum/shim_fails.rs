@@ -32,6 +32,14 @@ pub(super) fn by_abort_while_down(stage: &Stage) -> Outcome {
     visit(stage, Signal::SIGABRT, true)
 }
 
+pub(super) fn by_kill(stage: &Stage) -> Outcome {
+    visit(stage, Signal::SIGKILL, false)
+}
+
+pub(super) fn by_kill_while_down(stage: &Stage) -> Outcome {
+    visit(stage, Signal::SIGKILL, true)
+}
+
 struct Box {
     client: Client,
     init: i32,
@@ -66,12 +74,12 @@ fn visit(stage: &Stage, signal: Signal, down: bool) -> Outcome {
     if down {
         containerd.start_daemon();
     }
-    let shim_is = if ended.is_some() {
-        "the shim ended"
-    } else {
-        "the shim went on"
-    };
     let lives = within(Duration::from_secs(3), || (!is_alive(init)).then_some(())).is_none();
+    let shim_is = match (ended.is_some(), signal) {
+        (true, Signal::SIGKILL) if lives => "another shim went on",
+        (true, _) => "the shim ended",
+        (false, _) => "the shim went on",
+    };
     if !lives {
         let status = stage.status("box");
         return Ok(Seen {
@@ -116,6 +124,24 @@ fn stage_code(stage: &Stage) -> Option<i32> {
     } else {
         told.code
     }
+}
+
+/// The shim is stopped, and nobody continues it.
+pub(super) fn stopped(stage: &Stage) -> Outcome {
+    let Box { init, shim, .. } = start(stage)?;
+    let stopped = Stopped::new(shim);
+    let told = stage.exec("box", "x", &["true"], CALL);
+    drop(stopped);
+    let lives = is_alive(init);
+    Ok(Seen {
+        held: lives && told.code == Some(0),
+        what: format!(
+            "exec {}; the container {}",
+            told.brief(),
+            if lives { "lives" } else { "ended" }
+        ),
+        said: stage.logged(&["was stopped by"]),
+    })
 }
 
 /// The shim is stopped while containerd comes back: nobody can speak for the container.

@@ -1,17 +1,14 @@
-//! The shim is killed. That it ends its container is known; but afterwards somebody must be able
-//! to learn that the container's 137 came from there.
+//! The shim is killed, and before it what would begin it anew. That this ends its container is known; but
+//! afterwards somebody must be able to learn that the container's 137 came from there.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
-
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::{Outcome, Seen, Side, Stage, within};
 use crate::containerd::Containerd;
 use crate::events::Subscriber;
 use crate::leaks::is_alive;
-use crate::shim::Shim;
+use crate::shim::{Shim, kill_for_good};
 use crate::tracing::Traced;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,7 +21,7 @@ pub(super) fn visit(stage: &Stage) -> Outcome {
     await_trace(stage, &traced);
     let subscriber = Subscriber::new(containerd);
     let shim = Shim::of(containerd, "box").pid("box");
-    kill(Pid::from_raw(shim), Signal::SIGKILL).map_err(|e| e.to_string())?;
+    kill_for_good(shim);
 
     let code = within(PATIENCE, || {
         let events = subscriber.tasks();
@@ -49,7 +46,7 @@ pub(super) fn visit_while_down(stage: &Stage) -> Outcome {
     await_trace(stage, &traced);
     let shim = Shim::of(containerd, "box").pid("box");
     containerd.kill_daemon();
-    kill(Pid::from_raw(shim), Signal::SIGKILL).map_err(|e| e.to_string())?;
+    kill_for_good(shim);
     within(PATIENCE, || (!is_alive(shim)).then_some(())).ok_or("the shim does not end")?;
     containerd.start_daemon();
     let status = stage.status("box");

@@ -17,10 +17,13 @@ use holdfast_record::{ContainerId, Namespace, Reason, Signal, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::inherited::Inherited;
+use super::link::Link;
 use super::slate::Slate;
 use super::sys::{self, Cause, Report};
 use crate::fault_point;
 use crate::idle;
+use crate::keeper;
+use crate::killer::{self, Finding};
 use crate::sys::memory_file;
 
 /// An image that lived shorter counts for the loop.
@@ -42,6 +45,11 @@ const BACK: &str = "-back";
 /// before it is given up.
 fn patience() -> Duration {
     limit_from_env("WATCHDOG", Duration::from_secs(5))
+}
+
+/// The number of that file.
+pub(super) fn program_number() -> i32 {
+    PROGRAM.get().map_or(-1, |program| program.as_raw_fd())
 }
 
 /// How the images of this process have fared.
@@ -71,6 +79,7 @@ static PANICKED: Mutex<Vec<(String, u64)>> = Mutex::new(Vec::new());
 static LIVES: OnceLock<Lives> = OnceLock::new();
 static DEGRADED: AtomicBool = AtomicBool::new(false);
 static QUICK_ENDS: AtomicU32 = AtomicU32::new(0);
+static FOLLOWS_A_KILL: AtomicBool = AtomicBool::new(false);
 
 fn now_ms() -> u64 {
     SystemTime::now()
@@ -91,6 +100,11 @@ pub(crate) fn number() -> u32 {
 /// Whether only Wait, State, Kill, Delete and what merely reads are served.
 pub(crate) fn is_degraded() -> bool {
     DEGRADED.load(Ordering::Relaxed)
+}
+
+/// Whether the image before was killed, and with it the runtimes at work.
+pub(crate) fn follows_a_kill() -> bool {
+    FOLLOWS_A_KILL.load(Ordering::Relaxed)
 }
 
 /// Whether the image before ended soon after its beginning: what it was asked may be the cause.
@@ -117,6 +131,8 @@ pub(crate) struct Begun {
     pub(crate) alone: Option<io::Error>,
     /// Asks for a sign of life; see [`answer_watchdog`].
     pub(crate) probe: Option<OwnedFd>,
+    /// Why the next image begins only where this one can see to it: there is no keeper.
+    pub(crate) unkept: Option<String>,
 }
 
 /// Begins: as the first image, or with the slate of the one before. First of all, on the main thread.
@@ -130,14 +146,26 @@ pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
         before: None,
         alone: None,
         probe: None,
+        unkept: None,
     };
+    let mut link = None;
     let mut lives = Lives {
         began: now_ms(),
         first: now_ms(),
         ..Lives::default()
     };
     let slate = match slate {
-        None => memory_file(c"holdfast-slate").and_then(Slate::create),
+        None => {
+            if std::env::var_os(keeper::KEPT_VARIABLE).is_some() {
+                match Link::first() {
+                    Ok(first) => link = Some(first),
+                    Err(error) => begun.unkept = Some(error.to_string()),
+                }
+            } else {
+                begun.unkept = std::env::var(keeper::ALONE_VARIABLE).ok();
+            }
+            memory_file(c"holdfast-slate").and_then(Slate::create)
+        }
         Some(number) => {
             let file = File::from(sys::inherit(number)?);
             let readable = Slate::check(&file)
@@ -153,6 +181,7 @@ pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
             let report = sys::take_report(slate.file());
             let mut inherited = Inherited::new(values)?;
             inherited.owned(number);
+            link = Link::again(&mut inherited);
             if let Ok(mut panicked) = PANICKED.lock() {
                 for (what, at) in inherited.all("panic/") {
                     let at = at
@@ -175,6 +204,7 @@ pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
                         lives.quick >= DEGRADE_AFTER || (before.degraded && lived < RECOVERED);
                     lives.incident = Some(incident_of(&report));
                 }
+                FOLLOWS_A_KILL.store(cause == Cause::Killed, Ordering::Relaxed);
                 begun.before = Some(Before {
                     report,
                     cause,
@@ -191,7 +221,7 @@ pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
         std::thread::sleep(WAIT);
     }
     // One that cannot be set up costs the next image, not this one.
-    match slate.and_then(|slate| prepare(slate, &lives)) {
+    match slate.and_then(|slate| prepare(slate, &lives, link)) {
         Ok(probe) => begun.probe = Some(probe),
         Err(error) if begun.inherited.is_some() => return Err(error),
         // Said when there is a log.
@@ -201,7 +231,7 @@ pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
     Ok(begun)
 }
 
-fn prepare(slate: Slate, lives: &Lives) -> io::Result<OwnedFd> {
+fn prepare(slate: Slate, lives: &Lives, link: Option<Link>) -> io::Result<OwnedFd> {
     let program = open_program(Path::new("/proc/self/exe"))?;
     let probe = crate::sys::event_counter()?;
     sys::install(sys::Setup {
@@ -214,7 +244,7 @@ fn prepare(slate: Slate, lives: &Lives) -> io::Result<OwnedFd> {
     })?;
     // The handlers use them until the very end.
     let _ = PROGRAM.set(program);
-    super::set_up(slate);
+    super::set_up(slate, link);
     super::put_json("image", lives);
     Ok(probe)
 }
@@ -381,6 +411,29 @@ impl Before {
         let reason = match self.cause {
             // The panic hook has written it.
             Cause::Panic | Cause::Upgrade => return None,
+            Cause::Killed => {
+                let pid = u32::try_from(self.report.thread).unwrap_or(0);
+                let signal = (self.report.signal > 0).then(|| Signal::new(self.report.signal));
+                let Finding {
+                    findings,
+                    sender,
+                    oom,
+                } = match signal {
+                    Some(signal) => killer::of(pid, signal),
+                    None => Finding {
+                        findings: vec![format!("it ended with status {}", self.report.address)],
+                        ..Finding::default()
+                    },
+                };
+                Reason::ShimKilled {
+                    incident,
+                    shim_pid: pid,
+                    signal,
+                    findings,
+                    sender,
+                    oom,
+                }
+            }
             Cause::Signal => Reason::ShimCrashed {
                 incident,
                 signal: Signal::new(self.report.signal),
@@ -415,12 +468,26 @@ impl Before {
                 self.report.address
             ),
             Cause::Stalled => "a stalled event loop".to_owned(),
+            Cause::Killed if self.report.signal > 0 => {
+                let signal = Signal::new(self.report.signal);
+                format!("{signal}, which ended process {}", self.report.thread)
+            }
+            Cause::Killed => format!(
+                "process {} ended with status {}",
+                self.report.thread, self.report.address
+            ),
             Cause::Panic => "a panic".to_owned(),
             Cause::Upgrade => "an upgrade".to_owned(),
         };
+        let place = match self.cause {
+            // Another process' number.
+            Cause::Killed => String::new(),
+            Cause::Signal | Cause::Stalled | Cause::Panic | Cause::Upgrade => {
+                format!(" in thread {}", self.report.thread)
+            }
+        };
         format!(
-            "the shim went on in a new image after {what} in thread {}; the one before lived {lived:.1} s",
-            self.report.thread
+            "the shim went on in a new image after {what}{place}; the one before lived {lived:.1} s"
         )
     }
 

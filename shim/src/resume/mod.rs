@@ -8,6 +8,7 @@
 //! | [`image`] | the life of an image: handlers, watchdog, its report, how often it came to an end |
 //! | [`upgrade`] | another program takes over, and what an operator may ask |
 //! | [`descriptor`] | descriptors that the slate names |
+//! | [`link`] | the keeper, which holds what the slate names, too |
 //! | [`inherited`] | descriptors and values that came from the image before |
 //! | `sys` | signal handlers and execve(2) |
 //!
@@ -17,7 +18,9 @@
 //! |---|---|---|
 //! | `image` | [`image::Lives`] | [`image`] |
 //! | `panic/WHAT` | when it panicked last | [`image::retry_after_panic`] |
+//! | `keeper` | its pid | [`link`] |
 //! | `conn/N` | descriptor | `wire::server` |
+//! | `taken/N` | how many bytes are on the slate that the socket still has | `wire::server` |
 //! | `rx/N` | bytes of a frame that is not complete | `wire::server` |
 //! | `call/N/S` | deadline and payload of an open request of stream S | `wire::server` |
 //! | `answer/N/Q` | a frame that is not wholly written | `wire::server` |
@@ -34,6 +37,7 @@
 pub(crate) mod descriptor;
 pub(crate) mod image;
 pub(crate) mod inherited;
+pub(crate) mod link;
 pub(crate) mod request;
 pub(crate) mod slate;
 mod symbols;
@@ -41,17 +45,21 @@ mod sys;
 pub(crate) mod upgrade;
 
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::marker::PhantomData;
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use link::Link;
 use serde::Serialize;
 use slate::Slate;
 
 #[derive(Debug)]
 struct Shared {
     slate: Option<Slate>,
+    /// The keeper, which begins the next image when this one is killed.
+    link: Option<Link>,
     steps: u32,
     /// Dropped descriptors, to be closed when the slate does not name them any more.
     leaving: Vec<Arc<File>>,
@@ -59,6 +67,7 @@ struct Shared {
 
 static SHARED: Mutex<Shared> = Mutex::new(Shared {
     slate: None,
+    link: None,
     steps: 0,
     leaving: Vec::new(),
 });
@@ -70,9 +79,30 @@ fn shared() -> MutexGuard<'static, Shared> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn set_up(slate: Slate) {
-    shared().slate = Some(slate);
+fn set_up(slate: Slate, link: Option<Link>) {
+    let keeper = link.as_ref().map(Link::keeper);
+    {
+        let mut shared = shared();
+        shared.slate = Some(slate);
+        shared.link = link;
+    }
     ON.store(true, Ordering::SeqCst);
+    if let Some(keeper) = keeper {
+        link::keep(keeper);
+    }
+}
+
+/// All that was taken over is on the slate with the end of the step: from there on the keeper follows.
+pub(crate) fn taken_over() {
+    let program = image::program_number();
+    let mut shared = shared();
+    let number = shared.slate.as_ref().map_or(-1, Slate::number);
+    if let Some(link) = &mut shared.link {
+        link.ready(number, program);
+    }
+    drop(shared);
+    // In case that there is no step.
+    change(|_| {});
 }
 
 impl Shared {
@@ -84,18 +114,75 @@ impl Shared {
         let Some(slate) = &mut self.slate else {
             return std::mem::take(&mut self.leaving);
         };
+        let changed = slate.take_changed();
+        let given = self.link.as_mut().map(|link| link.give(slate, &changed));
         if let Err(error) = slate.commit() {
             // What it says is not true any more; better no next image than one that is wrong.
             log::error!("the slate takes nothing ({error}): a fault would end this shim for good");
             ON.store(false, Ordering::SeqCst);
             self.slate = None;
+            if let Some(link) = self.link.take() {
+                link.forget();
+            }
             sys::disarm();
             return std::mem::take(&mut self.leaving);
+        }
+        let taken = self
+            .link
+            .as_mut()
+            .map(|link| link.take_back(slate, &changed));
+        for done in [given, taken].into_iter().flatten() {
+            if let Err(error) = done
+                && self.link.take().is_some()
+            {
+                lost(&error);
+            }
         }
         self.leaving
             .extract_if(.., |file| !slate.names(file.as_raw_fd()))
             .collect()
     }
+}
+
+/// Says once that a SIGKILL of this shim would be the end of its containers.
+fn lost(why: &dyn std::fmt::Display) {
+    log::error!(
+        "the shim's keeper is gone ({why}): the shim goes on, but should it be killed now its containers end with it"
+    );
+}
+
+/// The keeper is gone, and what it held.
+pub(crate) fn lose_keeper(why: &dyn std::fmt::Display) {
+    let link = shared().link.take();
+    if link.is_some() {
+        lost(why);
+    }
+    link::forget_keeper();
+}
+
+/// Whether there is a process that begins the next image when this one is killed.
+pub(crate) fn is_kept() -> bool {
+    shared().link.is_some()
+}
+
+/// The keeper may reap this process: its end is on the slate, or of no interest.
+pub(crate) fn reaped(pid: u32) {
+    let told = shared().link.as_ref().map(|link| link.reaped(pid));
+    if let Some(Err(error)) = told {
+        lose_keeper(&error);
+    }
+}
+
+/// Writes what the step under way has put so far: what it does next must not be true before that.
+pub(crate) fn commit() {
+    let left = {
+        let mut shared = shared();
+        let steps = std::mem::take(&mut shared.steps);
+        let left = shared.settle();
+        shared.steps = steps;
+        left
+    };
+    drop(left);
 }
 
 /// Closes a descriptor as soon as the slate does not name it.
@@ -171,6 +258,35 @@ pub(crate) fn put(key: &str, value: &[u8]) {
 pub(crate) fn signalled(request: Option<request::RequestId>) {
     if let Some(request) = request.filter(|_| is_on()) {
         put_now(&request.signalled_key(), &[]);
+    }
+}
+
+/// As [`put_json`], unless it is what was put last; `last` is that as a hash, 0 at first.
+pub(crate) fn put_json_if_changed(key: &str, value: &impl Serialize, last: &mut u64) {
+    if !is_on() {
+        return;
+    }
+    match descriptor::to_json(value) {
+        Ok((bytes, names)) => {
+            let mut hasher = DefaultHasher::new();
+            bytes.hash(&mut hasher);
+            let hash = hasher.finish();
+            if std::mem::replace(last, hash) != hash {
+                change(|slate| slate.put(key, &bytes, names));
+            }
+        }
+        Err(error) => log::error!("{key} cannot be kept: {error}"),
+    }
+}
+
+/// Puts a value under a key as JSON, at once and whatever the step under way comes to. It names no descriptor.
+pub(crate) fn put_json_now(key: &str, value: &impl Serialize) {
+    if !is_on() {
+        return;
+    }
+    match serde_json::to_vec(value) {
+        Ok(bytes) => put_now(key, &bytes),
+        Err(error) => log::error!("{key} cannot be kept: {error}"),
     }
 }
 

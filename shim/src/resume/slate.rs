@@ -9,7 +9,7 @@
 //! An operation puts a value under a key or removes the key. What has grown long is written anew
 //! behind the old records; then the header points there, and the old pages are given back. The file
 //! is never mapped, so no stray pointer damages it, and pwrite(2) to a memory file is not torn by any
-//! signal but SIGKILL: no checksums.
+//! signal but SIGKILL: no checksums. What SIGKILL has torn is the last record, and shorter than it says.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 /// Version of the format: of this file, and of all that is put on it.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 /// Where the report of a crash lies.
 pub(crate) const REPORT_AT: u64 = 1024;
 const MAGIC: u32 = 0x6866_736c;
@@ -71,6 +71,8 @@ pub(crate) struct Slate {
     live_bytes: u64,
     /// How many keys name a descriptor.
     named: HashMap<RawFd, u32>,
+    /// Descriptors that a key has begun or ceased to name since they were last asked for.
+    changed: Vec<RawFd>,
     /// Operations of the step under way.
     pending: Vec<u8>,
 }
@@ -131,6 +133,7 @@ impl Slate {
             live: HashMap::new(),
             live_bytes: 0,
             named: HashMap::new(),
+            changed: Vec::new(),
             pending: Vec::new(),
         };
         slate.point_at(RECORDS_AT)?;
@@ -197,10 +200,14 @@ impl Slate {
                 (key.as_str().into(), live)
             })
             .collect();
+        let end = start + (bytes.len() - rest.len()) as u64;
+        // What a killed image has written of a record that it could not finish: nothing may follow it.
+        file.set_len(end).map_err(failed("shorten"))?;
         let slate = Self {
             live_bytes: live.iter().map(|(key, live)| cost(key, live.len)).sum(),
             named: HashMap::new(),
-            end: start + (bytes.len() - rest.len()) as u64,
+            changed: Vec::new(),
+            end,
             start,
             file,
             live,
@@ -253,12 +260,26 @@ impl Slate {
         self.named.contains_key(&descriptor)
     }
 
+    /// Every descriptor that a key names.
+    pub(crate) fn all_named(&self) -> impl Iterator<Item = RawFd> {
+        self.named.keys().copied()
+    }
+
+    /// The descriptors that a key has begun or ceased to name since the last call.
+    pub(crate) fn take_changed(&mut self) -> Vec<RawFd> {
+        std::mem::take(&mut self.changed)
+    }
+
     /// Puts `value`, which names these descriptors, under `key` with the next [`Slate::commit`].
     pub(crate) fn put(&mut self, key: &str, value: &[u8], names: Vec<RawFd>) {
         encode(&mut self.pending, key, Some(value));
         self.live_bytes += cost(key, value.len());
+        let before = self.live.get(key);
         for name in &names {
             *self.named.entry(*name).or_default() += 1;
+            if before.is_none_or(|before| !before.names.contains(name)) {
+                self.changed.push(*name);
+            }
         }
         let live = Live {
             len: value.len(),
@@ -284,6 +305,7 @@ impl Slate {
                 *count.get_mut() -= 1;
                 if *count.get() == 0 {
                     count.remove();
+                    self.changed.push(*name);
                 }
             }
         }
@@ -422,6 +444,22 @@ mod tests {
         assert_eq!([7, 8, 9].map(|n| slate.names(n)), [false, false, true]);
         slate.remove("a");
         assert!(slate.named.is_empty());
+    }
+
+    #[test]
+    fn a_record_that_was_torn_is_as_if_it_had_not_been_begun() {
+        let mut slate = empty();
+        slate.put("a", b"1", Vec::new());
+        slate.commit().unwrap();
+        let whole = slate.end;
+        slate.put("b", &[0x68; 9000], Vec::new());
+        slate.commit().unwrap();
+        slate.file.set_len(whole + 5000).unwrap();
+        let (mut slate, values) = Slate::open(slate.file).unwrap();
+        assert_eq!(values.keys().collect::<Vec<_>>(), ["a"]);
+        slate.put("c", b"3", Vec::new());
+        slate.commit().unwrap();
+        assert_eq!(again(&slate).keys().collect::<Vec<_>>(), ["a", "c"]);
     }
 
     #[test]

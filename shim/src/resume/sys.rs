@@ -46,6 +46,8 @@ pub(crate) enum Cause {
     Panic = 3,
     /// Somebody asked for another program.
     Upgrade = 4,
+    /// SIGKILL, or an end of its own that was not meant; the keeper says so.
+    Killed = holdfast_keeper::KILLED,
 }
 
 /// What the handler writes, as it lies on the slate.
@@ -78,7 +80,19 @@ pub(crate) struct Report {
     frames: [u64; FRAMES],
 }
 
-const REPORT_MAGIC: u32 = 0x6866_7270;
+const REPORT_MAGIC: u32 = holdfast_keeper::REPORT_MAGIC;
+
+// The keeper writes the beginning of one.
+const _: () = {
+    use holdfast_keeper::Report as Brief;
+    use std::mem::offset_of;
+    assert!(offset_of!(Report, cause) == offset_of!(Brief, cause));
+    assert!(offset_of!(Report, address) == offset_of!(Brief, address));
+    assert!(offset_of!(Report, thread) == offset_of!(Brief, thread));
+    assert!(offset_of!(Report, nanos) == offset_of!(Brief, nanos));
+    assert!(offset_of!(Report, forwarded) == offset_of!(Brief, forwarded));
+    assert!(REPORT_AT == holdfast_keeper::REPORT_AT);
+};
 
 impl Report {
     const EMPTY: Self = Self {
@@ -101,9 +115,15 @@ impl Report {
     /// Its cause; none when there is no report.
     pub(crate) fn cause(&self) -> Option<Cause> {
         (self.magic == REPORT_MAGIC).then_some(())?;
-        [Cause::Signal, Cause::Stalled, Cause::Panic, Cause::Upgrade]
-            .into_iter()
-            .find(|cause| *cause as u32 == self.cause)
+        [
+            Cause::Signal,
+            Cause::Stalled,
+            Cause::Panic,
+            Cause::Upgrade,
+            Cause::Killed,
+        ]
+        .into_iter()
+        .find(|cause| *cause as u32 == self.cause)
     }
 
     /// The return addresses, innermost first, as they are in the program's file; right only if this
@@ -800,6 +820,41 @@ pub(super) fn execute_with(
 ) -> io::Error {
     let errno = execute_program(program.as_raw_fd(), leak(arguments), leak(environment));
     io::Error::from_raw_os_error(errno)
+}
+
+/// Sends a message at once, with descriptors (`SCM_RIGHTS`).
+///
+/// # Errors
+/// `EAGAIN` when the other end takes nothing; see sendmsg(2).
+pub(super) fn send_with_descriptors(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptors: &[RawFd],
+) -> io::Result<()> {
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    let rights = [ControlMessage::ScmRights(descriptors)];
+    let control = if descriptors.is_empty() {
+        &[]
+    } else {
+        rights.as_slice()
+    };
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let bytes = [io::IoSlice::new(bytes)];
+    sendmsg::<()>(socket.as_raw_fd(), &bytes, control, flags, None)?;
+    Ok(())
+}
+
+/// How many bytes of what was sent the other end has not taken.
+///
+/// # Errors
+/// See unix(7), `SIOCOUTQ`.
+pub(super) fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the request writes one int, which lives through the call; the kernel's name for it is SIOCOUTQ.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(count).unwrap_or(0))
 }
 
 /// Takes over a descriptor that the image before has left open, and closes it for children.

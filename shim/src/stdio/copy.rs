@@ -1,6 +1,7 @@
 //! Copies one stream on the event loop, without a thread and without memory while idle.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -357,6 +358,8 @@ struct Output {
     retry_at: Instant,
     /// It will never take anything again.
     broken: Option<io::Error>,
+    /// Whether source and sink are pipes, as far as is known.
+    splices: bool,
 }
 
 impl Output {
@@ -370,6 +373,7 @@ impl Output {
             hanging: None,
             retry_at: Instant::now(),
             broken: None,
+            splices: true,
         }
     }
 
@@ -452,6 +456,33 @@ impl Output {
         }
         let _step = resume::step();
         self.kept.done();
+    }
+
+    /// Waits until the sink, a pipe, has taken something of the source, another one, or what is there is given up.
+    async fn await_room(&mut self, source: &AsyncFd<Descriptor>) {
+        let (Sink::Pipe(fd) | Sink::Fifo { writer: fd, .. }) = &self.sink else {
+            return;
+        };
+        // The source has something, so it is for the sink to wait for.
+        let moving = fd.async_io(Interest::WRITABLE, |sink| {
+            sys::splice(source.get_ref().as_fd(), sink.as_fd(), CHUNK)
+        });
+        let moved = match self.policy {
+            Policy::Block => moving.await,
+            Policy::Drop { after } => match tokio::time::timeout(after, moving).await {
+                Ok(moved) => moved,
+                Err(_) => {
+                    let mut buffer = [0u8; CHUNK];
+                    if let Ok(read) = source.get_ref().read(&mut buffer) {
+                        self.lose(read, &"its reader takes nothing");
+                    }
+                    return;
+                }
+            },
+        };
+        if moved.is_err() {
+            self.splices = false;
+        }
     }
 
     async fn deliver_to_pipe(&mut self, mut bytes: &[u8]) {
@@ -587,9 +618,41 @@ enum Moved {
     All,
     /// Read, but not yet written.
     Left(Vec<u8>),
+    /// Not read: the sink, a pipe, takes nothing now.
+    Full,
+}
+
+/// Moves bytes from pipe to pipe within the kernel: they are never in our hands alone, whenever we are killed. None
+/// when that cannot be done here.
+fn move_within(source: &Descriptor, output: &mut Output) -> Option<io::Result<Moved>> {
+    if !output.splices || output.broken.is_some() || output.lost.bytes > 0 {
+        return None;
+    }
+    let (Sink::Pipe(sink) | Sink::Fifo { writer: sink, .. }) = &output.sink else {
+        return None;
+    };
+    match sys::splice(source.as_fd(), sink.get_ref().as_fd(), CHUNK) {
+        Ok(0) => Some(Ok(Moved::End)),
+        Ok(_) => Some(Ok(Moved::All)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            match sys::readable_bytes(source.as_fd()) {
+                // Nobody else reads it, so it is the sink.
+                Ok(1..) => Some(Ok(Moved::Full)),
+                Ok(0) | Err(_) => Some(Err(error)),
+            }
+        }
+        // Not two pipes, or nobody reads the second one: a write says what is to be said of that.
+        Err(_) => {
+            output.splices = false;
+            None
+        }
+    }
 }
 
 fn move_once(mut source: &Descriptor, output: &mut Output) -> io::Result<Moved> {
+    if let Some(moved) = move_within(source, output) {
+        return moved;
+    }
     let mut buffer = [0u8; CHUNK];
     // What is read is gone from the source: in the same step it is written, or on the slate.
     let _step = resume::step();
@@ -630,6 +693,7 @@ pub(super) async fn copy(pump: Pump) {
             Ok(Moved::End) => break,
             Ok(Moved::All) => {}
             Ok(Moved::Left(rest)) => output.deliver(rest).await,
+            Ok(Moved::Full) => output.await_room(&source.0).await,
             Err(error) => {
                 log::warn!("{stream}: reading stopped: {error}");
                 break;

@@ -261,7 +261,7 @@ impl Logger {
     /// One of the image before.
     pub(super) fn restore(
         record: &ProcessRecord,
-        reaper: &Reaper,
+        reaper: &Arc<Reaper>,
         inherited: &mut Inherited,
     ) -> Self {
         let process = Arc::new(record.restore(inherited));

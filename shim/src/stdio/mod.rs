@@ -278,7 +278,7 @@ impl ProcessIo {
     }
 
     /// The stdio of a process of the image before; a fresh one if there is none of that number.
-    pub(crate) fn restore(number: u64, reaper: &Reaper, inherited: &mut Inherited) -> Self {
+    pub(crate) fn restore(number: u64, reaper: &Arc<Reaper>, inherited: &mut Inherited) -> Self {
         let io = Self {
             number,
             inner: Mutex::default(),
@@ -730,7 +730,7 @@ fn writers_of(pipes: &[u64]) -> Vec<String> {
         .collect()
 }
 
-fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
+pub(crate) fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, fcntl};
     let flags = OFlag::from_bits_retain(fcntl(fd.as_raw_fd(), FcntlArg::F_GETFL)?);
     fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;

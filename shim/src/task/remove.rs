@@ -10,8 +10,9 @@ use holdfast_record::deadline::limit_from_env;
 use super::stuck;
 use crate::fault::{Fault, chain};
 use crate::reaper::Reaper;
+use crate::resume::image;
 use crate::rootfs;
-use crate::runtime::{Call, RestoredJob, Runtime};
+use crate::runtime::{Call, RestoredJob, Runtime, RuntimeError};
 use crate::stdio::ProcessIo;
 
 /// How long output may still come after the process has ended.
@@ -41,14 +42,19 @@ pub(super) async fn container(
     if let Err(held) = io.drain(drain_limit()).await {
         log::warn!("delete: {held}");
     }
+    let again = async || {
+        let call = Call::new("delete", delete_limit())
+            .kept("delete")
+            .arg("--force");
+        runtime.run(&reaper, call).await
+    };
     let deleted = match begun {
-        Some(job) => runtime.run_on(job).await,
-        None => {
-            let call = Call::new("delete", delete_limit())
-                .kept("delete")
-                .arg("--force");
-            runtime.run(&reaper, call).await
-        }
+        Some(job) => match runtime.run_on(job).await {
+            // With the shim before this one, whose death signal it got.
+            Err(RuntimeError::Killed { .. }) if image::follows_a_kill() => again().await,
+            other => other,
+        },
+        None => again().await,
     };
     if let Err(error) = deleted {
         // What the runtime waited for in vain is named here, with all that is known of it.

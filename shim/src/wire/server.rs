@@ -10,7 +10,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +32,7 @@ use crate::resume::descriptor::Descriptor;
 use crate::resume::inherited::Inherited;
 use crate::resume::request::{self, RequestId, Unheard};
 use crate::resume::{self, image};
+use crate::sys;
 
 /// Responses that may wait for a client that does not read.
 const RESPONSES: usize = 64;
@@ -129,6 +130,11 @@ impl Call {
             },
             payload: payload.to_vec(),
         })
+    }
+
+    /// Whether it only waits: it is open all the time, and not why somebody kills the shim.
+    fn is_wait(&self) -> bool {
+        Request::parse_from_bytes(&self.payload).is_ok_and(|request| request.method == "Wait")
     }
 }
 
@@ -314,10 +320,9 @@ impl Connection {
     /// # Errors
     /// When no descriptor is left, or epoll(7)'s.
     pub(crate) fn new(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
-        Self::numbered(
-            NUMBER.fetch_add(1, Ordering::Relaxed) + 1,
-            OwnedFd::from(socket).into(),
-        )
+        let socket = OwnedFd::from(socket);
+        sys::finish_taking(socket.as_fd(), None)?;
+        Self::numbered(NUMBER.fetch_add(1, Ordering::Relaxed) + 1, socket.into())
     }
 
     fn numbered(number: u64, held: Descriptor) -> io::Result<Self> {
@@ -360,6 +365,14 @@ impl Connection {
 
     fn take_over(&mut self, inherited: &mut Inherited) {
         let number = self.number;
+        let taken = inherited
+            .bytes(&format!("taken/{number}"))
+            .and_then(|bytes| bytes.first_chunk::<8>().copied())
+            .map(u64::from_le_bytes);
+        if let Err(error) = sys::finish_taking(self.held.as_fd(), taken) {
+            log::error!("connection {number}: {error}");
+        }
+        resume::remove(&format!("taken/{number}"));
         for (_, piece) in inherited.all(&format!("rx/{number}/")) {
             self.reading.bytes.extend(piece);
             self.reading.pieces += 1;
@@ -393,11 +406,11 @@ impl Connection {
             if let Some(outcome) = inherited.bytes(&request.outcome_key()) {
                 request::restore_outcome(request, &outcome);
             }
-            call.crashes = if image::was_quick() {
-                call.crashes + 1
-            } else {
-                0
-            };
+            if !image::was_quick() {
+                call.crashes = 0;
+            } else if !(image::follows_a_kill() && call.is_wait()) {
+                call.crashes += 1;
+            }
             resume::put(&request.call_key(), &call.encode());
             self.calls.push((Unheard::new(), call));
         }
@@ -425,7 +438,7 @@ pub(crate) async fn serve_connection(
     let result = go_on(connection, handler).await;
     // Nobody is left to be answered.
     let _step = resume::step();
-    for what in ["conn", "skip", "written"] {
+    for what in ["conn", "skip", "taken", "written"] {
         resume::remove(&format!("{what}/{number}"));
     }
     for what in ["rx", "call", "answer", "outcome", "signalled"] {
@@ -470,15 +483,24 @@ async fn go_on(connection: Connection, handler: Arc<impl Handler>) -> io::Result
             // What is read is gone from the socket: in the same step it is on the slate.
             let _step = resume::step();
             let mut buffer = [0u8; CHUNK];
-            match reader.try_read(&mut buffer) {
+            let kept = resume::is_kept();
+            let read = if kept {
+                // Looked at and not taken: this process may be killed before it is on the slate.
+                let socket = reader.as_ref();
+                socket.try_io(tokio::io::Interest::READABLE, || {
+                    sys::peek(socket.as_fd(), &mut buffer)
+                })
+            } else {
+                reader.try_read(&mut buffer)
+            };
+            let size = match read {
                 Ok(0) if reading.bytes.is_empty() && reading.skip == 0 => return Ok(()),
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(size) => {
-                    reading.feed(number, buffer.get(..size).unwrap_or_default(), &mut frames);
-                }
+                Ok(size) => size,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(error) => return Err(error),
-            }
+            };
+            reading.feed(number, buffer.get(..size).unwrap_or_default(), &mut frames);
             for (header, payload) in frames {
                 if header.kind != REQUEST {
                     // Streams are not part of the task service; a stray close is not worth an answer.
@@ -504,6 +526,15 @@ async fn go_on(connection: Connection, handler: Arc<impl Handler>) -> io::Result
                 } else {
                     calls.spawn(carry_out(call, Arc::clone(&line), Arc::clone(&handler)));
                 }
+            }
+            if kept {
+                let taken = format!("taken/{number}");
+                resume::put(&taken, &(size as u64).to_le_bytes());
+                resume::commit();
+                sys::take(reader.as_ref().as_fd(), &mut buffer, size)?;
+                resume::remove(&taken);
+                // Before anything else is looked at.
+                resume::commit();
             }
         }
     }

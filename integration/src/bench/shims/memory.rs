@@ -29,7 +29,22 @@ struct Held {
 }
 
 impl Held {
+    /// What a shim holds; its memory with that of its keeper, which nobody else has.
     fn by(pid: i32) -> Self {
+        let own = Self::by_alone(pid);
+        match crate::shim::keeper_of(pid).map(Self::by_alone) {
+            Some(keeper) => Self {
+                pss: own.pss + keeper.pss,
+                private: own.private + keeper.private,
+                dirty: own.dirty + keeper.dirty,
+                rss: own.rss + keeper.rss,
+                ..own
+            },
+            None => own,
+        }
+    }
+
+    fn by_alone(pid: i32) -> Self {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
         let field = |name: &str| -> f64 {
             rollup

@@ -1,7 +1,5 @@
 //! A container on the slate, and from the slate again.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
 use holdfast_cgroups::SavedCgroup;
 use serde::{Deserialize, Serialize};
 
@@ -216,17 +214,7 @@ impl Owner {
             journal: self.journal.is_some(),
             killing: self.killing.clone(),
         };
-        match serde_json::to_vec(&state) {
-            Ok(bytes) => {
-                let mut hasher = DefaultHasher::new();
-                bytes.hash(&mut hasher);
-                let hash = hasher.finish();
-                if std::mem::replace(&mut self.kept, hash) != hash {
-                    resume::put(&self.state_key(), &bytes);
-                }
-            }
-            Err(error) => log::error!("{}: the state cannot be kept: {error}", self.id),
-        }
+        resume::put_json_if_changed(&self.state_key(), &state, &mut self.kept);
     }
 
     /// A container of the image before.
@@ -371,8 +359,19 @@ impl Owner {
     fn take_up(&mut self, mut begun: Begun) {
         if begun.journal {
             let path = self.bundle.join(JOURNAL_FILE);
-            match BundleJournal::open(&path, |_| {}) {
-                Ok(journal) => {
+            let mut known_as = None;
+            let opened = BundleJournal::open(&path, |entry| {
+                if let Entry::Created { shim, .. } = entry {
+                    known_as = Some(shim);
+                }
+            });
+            match opened {
+                Ok(mut journal) => {
+                    if known_as != Some(std::process::id()) {
+                        // The shim that it names was killed; `delete` must not take us for gone.
+                        let pid = self.model.init().process().map(|process| process.pid());
+                        journal.append(&tell::created_entry(pid, Timestamp::now()));
+                    }
                     let journal = Arc::new(Mutex::new(journal));
                     self.shim.publisher.resume(&journal);
                     self.journal = Some(journal);

@@ -318,7 +318,7 @@ impl Owner {
     }
 }
 
-fn created_entry(pid: Option<u32>, at: Timestamp) -> Entry {
+pub(super) fn created_entry(pid: Option<u32>, at: Timestamp) -> Entry {
     Entry::Created {
         pid,
         shim: std::process::id(),
