@@ -10,7 +10,7 @@ use holdfast_integration::containerd::{self, Containerd};
 use holdfast_integration::deadline::{self, Finished, eventually};
 use holdfast_integration::lone::Lone;
 use holdfast_integration::scratch::text;
-use holdfast_integration::shim::Shim;
+use holdfast_integration::shim::{Shim, keeper_of};
 use holdfast_integration::{on_containerds, place};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,6 +22,7 @@ on_containerds! {
     a_name_that_several_shims_have_moves_none_of_them;
     upgrades_lose_no_byte;
     the_list_tells_what_one_asks_first;
+    a_program_that_dies_or_hangs_at_its_start_gives_the_shim_back;
 }
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -313,4 +314,83 @@ fn the_list_tells_what_one_asks_first(containerd: &Containerd) {
     });
     assert!(said.contains("HF172") && said.contains("SIGSEGV"), "{said}");
     containerd.end_task("box");
+}
+
+/// Says that it can go on, and cannot.
+const IMPOSTOR: &str = r#"
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int main(int count, char **words)
+{
+    for (int at = 1; at + 1 < count; at++)
+        if (!strcmp(words[at], "can-resume")) {
+            printf("holdfast shim, resumes format %s\n", words[at + 1]);
+            return 0;
+        }
+    HOW;
+    return 1;
+}
+"#;
+
+fn a_program_that_dies_or_hangs_at_its_start_gives_the_shim_back(containerd: &Containerd) {
+    let test = "a_program_that_dies_or_hangs_at_its_start_gives_the_shim_back";
+    if not_ours(test) {
+        return;
+    }
+    let Some(compiler) = place::program("gcc") else {
+        return holdfast_integration::skip(test, "gcc is not installed");
+    };
+    let source = containerd.path("impostor.c");
+    std::fs::write(&source, IMPOSTOR).unwrap();
+    let mut client = containerd.spawn_until_told("box", LIMIT);
+    let pid = containerd.task("box").expect("a task").pid;
+    let since = began(pid);
+    let shim = || Shim::of(containerd, "box").pid("box");
+    let program = || std::fs::read_link(format!("/proc/{}/exe", shim())).unwrap();
+    let before = program();
+    assert!(
+        keeper_of(shim()).is_some(),
+        "without a keeper nobody can know"
+    );
+    for (name, how) in [
+        ("dies", "*(volatile int *)0 = 1"),
+        ("ends", "return 1"),
+        ("hangs", "for (;;) pause()"),
+    ] {
+        let folder = containerd.path(name);
+        std::fs::create_dir(&folder).unwrap();
+        let impostor = folder.join("containerd-shim-holdfast-v2");
+        let mut compile = Command::new(&compiler);
+        compile.arg(format!("-DHOW={how}")).arg("-o");
+        deadline::run(compile.args([&impostor, &source]), LIMIT).ok();
+        let said = holdfast(&[
+            "upgrade",
+            "--program",
+            &text(&impostor),
+            &shim().to_string(),
+        ]);
+        assert!(
+            said.failed().contains("stays as it is") && said.stderr.contains("gave it back"),
+            "{name}: {said}"
+        );
+        assert_eq!(program(), before, "{name}");
+        assert_eq!(began(pid), since, "{name}");
+        let code = containerd
+            .exec("box", "x", &[], &["sh", "-c", "exit 4"])
+            .code();
+        assert_eq!(code, 4, "{name}");
+        let log = containerd.log();
+        assert!(!log.contains("shim disconnected"), "{name}: {log}");
+    }
+    // And one that can go on does.
+    let said = holdfast(&[
+        "upgrade",
+        "--program",
+        &newer(containerd),
+        &shim().to_string(),
+    ]);
+    assert!(said.ok().contains("1 containers go on"), "{said}");
+    containerd.tell_to_end("box");
+    assert_eq!(client.code(), 42);
 }

@@ -208,7 +208,7 @@ async fn serve_containers(
         tokio::spawn(vital(listening));
     }
     if let Some(before) = before {
-        log::warn!("{}", before.sentence());
+        before.log();
         let (scribe, namespace) = (Arc::clone(&scribe), shim.namespace.clone());
         // Names for its addresses are sought in the program's file, which takes a while.
         tokio::task::spawn_blocking(move || {

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use holdfast_record::deadline::limit_from_env;
 use holdfast_record::ledger::{Kind, Record};
+use holdfast_record::process::Stat;
 use holdfast_record::reason::new_incident;
 use holdfast_record::{ContainerId, Namespace, Reason, Signal, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,11 @@ const BACK: &str = "-back";
 /// before it is given up.
 fn patience() -> Duration {
     limit_from_env("WATCHDOG", Duration::from_secs(5))
+}
+
+/// How long another program may take to begin before it is given up.
+fn takeover_limit() -> Duration {
+    limit_from_env("TAKEOVER", Duration::from_secs(10))
 }
 
 /// The number of that file.
@@ -204,7 +210,10 @@ pub(crate) fn begin(slate: Option<i32>) -> io::Result<Begun> {
                         lives.quick >= DEGRADE_AFTER || (before.degraded && lived < RECOVERED);
                     lives.incident = Some(incident_of(&report));
                 }
-                FOLLOWS_A_KILL.store(cause == Cause::Killed, Ordering::Relaxed);
+                // A program that was to take over, and died of it, has not come to say so.
+                let died_of_upgrade =
+                    cause == Cause::Upgrade && report.thread.cast_unsigned() != std::process::id();
+                FOLLOWS_A_KILL.store(cause == Cause::Killed || died_of_upgrade, Ordering::Relaxed);
                 begun.before = Some(Before {
                     report,
                     cause,
@@ -385,7 +394,16 @@ pub(crate) fn upgrade(program: BorrowedFd<'_>) -> io::Error {
         format!("{BACK}={}", present.as_raw_fd()),
     ];
     match arguments(&[&flags[0], &flags[1]]) {
-        Ok(arguments) => sys::replace(Cause::Upgrade, "", Some((program, arguments))),
+        Ok(arguments) => {
+            // It outlives execve(2). Whoever is killed by it is followed by the present program, by the keeper.
+            if super::is_kept() {
+                let limit = u32::try_from(takeover_limit().as_secs()).unwrap_or(u32::MAX);
+                nix::unistd::alarm::set(limit.max(1));
+            }
+            let error = sys::replace(Cause::Upgrade, "", Some((program, arguments)));
+            nix::unistd::alarm::cancel();
+            error
+        }
         Err(error) => error,
     }
 }
@@ -434,16 +452,20 @@ impl Before {
                     oom,
                 }
             }
-            Cause::Signal => Reason::ShimCrashed {
-                incident,
-                signal: Signal::new(self.report.signal),
-                sent_by: self.sender(),
-                backtrace: self.backtrace(),
-            },
+            Cause::Signal => {
+                let signal = Signal::new(self.report.signal);
+                let sent_by = self.sender().map(|sender| who(sender, signal));
+                Reason::ShimCrashed {
+                    incident,
+                    signal,
+                    backtrace: self.backtrace(sent_by.as_deref()),
+                    sent_by,
+                }
+            }
             Cause::Stalled => Reason::ShimStalled {
                 incident,
                 stalled: patience() * 2,
-                threads: vec![self.backtrace()],
+                threads: vec![self.backtrace(None)],
             },
         };
         let at = Timestamp::new(
@@ -453,8 +475,16 @@ impl Before {
         Some(Record::new(Kind::Shim, &reason, at).of_container(Some(namespace), id))
     }
 
-    /// One line for the log.
-    pub(crate) fn sentence(&self) -> String {
+    /// Tells it in the log: what somebody has wished for is no warning.
+    pub(crate) fn log(&self) {
+        let level = match self.cause {
+            Cause::Upgrade => log::Level::Info,
+            Cause::Signal | Cause::Stalled | Cause::Panic | Cause::Killed => log::Level::Warn,
+        };
+        log::log!(level, "{}", self.sentence());
+    }
+
+    fn sentence(&self) -> String {
         let lived = self.lived.as_secs_f32();
         let what = match self.cause {
             Cause::Signal if self.report.code <= 0 => format!(
@@ -492,16 +522,16 @@ impl Before {
     }
 
     /// Another process that has sent the signal; abort(3) sends its own.
-    fn sender(&self) -> Option<String> {
+    fn sender(&self) -> Option<u32> {
         let sender = u32::try_from(self.report.sender).ok()?;
         let is_other = self.report.code <= 0 && sender != 0 && sender != std::process::id();
-        is_other.then(|| format!("{sender} ({})", crate::look::brief(sender)))
+        is_other.then_some(sender)
     }
 
-    fn backtrace(&self) -> String {
+    fn backtrace(&self, sent_by: Option<&str>) -> String {
         let frames = self.report.file_addresses();
-        let mut lines = vec![match self.sender() {
-            Some(sender) => format!("sent by process {sender}"),
+        let mut lines = vec![match sent_by {
+            Some(sender) => format!("sent by {sender}"),
             None => format!("at address {:#x}", self.report.address),
         }];
         lines.extend(super::symbols::name_all(
@@ -509,5 +539,17 @@ impl Before {
             &frames,
         ));
         lines.join("\n")
+    }
+}
+
+/// Who sent us a signal: from the kernel's trace with command and parent, else by what the process is now.
+fn who(sender: u32, signal: Signal) -> String {
+    let traced = killer::of(std::process::id(), signal).sender;
+    match traced.filter(|traced| traced.pid == sender) {
+        Some(traced) => traced.to_string(),
+        None => match Stat::read(sender) {
+            Ok(stat) => format!("pid {sender} ({})", stat.comm),
+            Err(_) => format!("pid {sender}, which is gone"),
+        },
     }
 }

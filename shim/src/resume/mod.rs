@@ -94,6 +94,8 @@ fn set_up(slate: Slate, link: Option<Link>) {
 
 /// All that was taken over is on the slate with the end of the step: from there on the keeper follows.
 pub(crate) fn taken_over() {
+    // See `image::upgrade`.
+    nix::unistd::alarm::cancel();
     let program = image::program_number();
     let mut shared = shared();
     let number = shared.slate.as_ref().map_or(-1, Slate::number);

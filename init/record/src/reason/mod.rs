@@ -213,7 +213,7 @@ pub enum Reason {
         incident: String,
         /// Which signal.
         signal: Signal,
-        /// Who sent it, if it was no fault of the shim's own: `pid (name)`.
+        /// Who sent it, if it was no fault of the shim's own: `pid 99 (bash), command …`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sent_by: Option<String>,
         /// The stack, one frame a line.

@@ -146,7 +146,7 @@ impl fmt::Display for Reason {
                 ..
             } => {
                 match sent_by {
-                    Some(sender) => write!(f, "was hit by {signal} from process {sender}")?,
+                    Some(sender) => write!(f, "was hit by {signal}, sent by {sender}")?,
                     None => write!(f, "had a fault of its own, {signal}")?,
                 }
                 write!(f, " (incident {incident}){WENT_ON}")

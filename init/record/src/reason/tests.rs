@@ -127,7 +127,7 @@ pub(crate) fn examples() -> Vec<Reason> {
         Reason::ShimCrashed {
             incident: "00c0ffee00c0ffee".into(),
             signal: Signal::new(libc::SIGABRT),
-            sent_by: Some("99 (bash)".into()),
+            sent_by: Some("pid 99 (bash)".into()),
             backtrace: "0: one".into(),
         },
         Reason::ShimGone {
