@@ -18,38 +18,38 @@
 
 pub(crate) mod console;
 mod copy;
+mod error;
+mod holders;
 pub(crate) mod logger;
+mod opening;
+mod sink;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use holdfast_record::deadline::limit_from_env;
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use crate::reaper::{ProcessRecord, Reaper};
+use crate::resume;
 use crate::resume::descriptor::{Descriptor, Name};
 use crate::resume::inherited::Inherited;
-use crate::resume::{self, Step};
 use crate::runtime::ChildStdio;
 use crate::sys;
-pub(crate) use copy::Policy;
-use copy::{Pump, Sink, Source, copy};
+use copy::{Pump, copy};
+pub(crate) use error::StdioError;
+use error::io_error;
+use holders::{Held, inode};
 use logger::{Logger, LoggerContext, is_logger};
-
-/// How long the search for who holds output open may take.
-const LOOK_LIMIT: Duration = Duration::from_secs(2);
-/// Most holders named.
-const MAX_HOLDERS: usize = 8;
-/// How long a fifo may lack its reader before the start fails.
-fn reader_limit() -> Duration {
-    limit_from_env("READER", Duration::from_secs(30))
-}
+pub(crate) use opening::{check, set_nonblocking};
+use opening::{open, open_sink, pipe};
+pub(crate) use sink::Policy;
+use sink::{Sink, Source};
 
 /// How a client wants a process' stdio, as it came with the RPC.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,53 +83,6 @@ impl StdioSetup {
     }
 }
 
-/// Something outside the process had its output open when the time for it was over.
-#[derive(Debug, thiserror::Error)]
-#[error("output was still held open {limit:?} after the end, by {}; closed it", .by.join(", "))]
-pub(crate) struct Held {
-    limit: Duration,
-    by: Vec<String>,
-}
-
-/// A stream could not be made ready.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StdioError {
-    /// A system call.
-    #[error("{stream}: {step} {path}")]
-    Io {
-        /// `stdin`, `stdout`, `stderr` or `terminal`.
-        stream: &'static str,
-        /// What was tried.
-        step: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// The errno.
-        #[source]
-        source: io::Error,
-    },
-    /// Nobody opened the other end.
-    #[error("{stream}: nobody reads {path} after {limit:?}; does its client still run?")]
-    NoReader {
-        /// Which stream.
-        stream: &'static str,
-        /// The fifo.
-        path: PathBuf,
-        /// See [`reader_limit`].
-        limit: Duration,
-    },
-    /// A scheme that is not served.
-    #[error("{stream}: {uri} is not supported; use a fifo, file:// or binary://")]
-    Scheme {
-        /// Which stream.
-        stream: &'static str,
-        /// As given.
-        uri: String,
-    },
-    /// A logger.
-    #[error(transparent)]
-    Logger(#[from] logger::LoggerError),
-}
-
 /// Places of the streams in a process' table.
 const STDIN: usize = 0;
 const STDOUT: usize = 1;
@@ -140,20 +93,6 @@ fn name_of(stream: usize) -> &'static str {
         STDIN => "stdin",
         STDOUT => "stdout",
         _ => "stderr",
-    }
-}
-
-fn io_error(
-    stream: &'static str,
-    step: &'static str,
-    path: &Path,
-) -> impl FnOnce(io::Error) -> StdioError {
-    let path = path.to_owned();
-    move |source| StdioError::Io {
-        stream,
-        step,
-        path,
-        source,
     }
 }
 
@@ -362,12 +301,7 @@ impl ProcessIo {
         let result = if tokio::time::timeout(limit, all).await.is_ok() {
             Ok(())
         } else {
-            let look = tokio::task::spawn_blocking(move || writers_of(&pipes));
-            let by = match tokio::time::timeout(LOOK_LIMIT, look).await {
-                Ok(Ok(by)) if !by.is_empty() => by,
-                Ok(_) | Err(_) => vec!["nobody who can be found".to_owned()],
-            };
-            Err(Held { limit, by })
+            Err(Held::of(pipes, limit).await)
         };
         for task in aborts {
             task.abort();
@@ -576,165 +510,6 @@ impl ProcessIo {
         attached();
         Ok(())
     }
-}
-
-/// Says now, and not at start, what cannot be served.
-///
-/// # Errors
-/// [`StdioError::Scheme`].
-pub(crate) fn check(paths: &StdioPaths) -> Result<(), StdioError> {
-    for (stream, path) in [
-        ("stdin", &paths.stdin),
-        ("stdout", &paths.stdout),
-        ("stderr", &paths.stderr),
-    ] {
-        let scheme = path.split_once("://").map(|(scheme, _)| scheme);
-        let served = match scheme {
-            None | Some("fifo") => true,
-            Some("file") => stream != "stdin",
-            // For stderr it is read as stdout's: both streams go to one program.
-            Some("binary" | "binary-v2") => is_logger(&paths.stdout),
-            Some(_) => false,
-        };
-        if !served {
-            return Err(StdioError::Scheme {
-                stream,
-                uri: path.clone(),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn open(path: &Path, mode: OFlag) -> io::Result<OwnedFd> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    std::fs::OpenOptions::new()
-        .read(mode != OFlag::O_WRONLY)
-        .write(mode != OFlag::O_RDONLY)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map(OwnedFd::from)
-}
-
-/// What the output at `uri` goes to. It comes in the step in which it was opened: a client's fifo that is opened and
-/// closed is over for the client.
-async fn open_sink(stream: &'static str, uri: &str) -> Result<(Step, Sink), StdioError> {
-    use std::os::unix::fs::FileTypeExt as _;
-    if let Some(rest) = uri.strip_prefix("file://") {
-        let path = Path::new(rest.split('?').next().unwrap_or(rest));
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).map_err(io_error(
-                stream,
-                "create the directory of",
-                path,
-            ))?;
-        }
-        return append(stream, path);
-    }
-    let path = Path::new(uri.strip_prefix("fifo://").unwrap_or(uri));
-    let kind = std::fs::metadata(path)
-        .map_err(io_error(stream, "look at", path))?
-        .file_type();
-    if !kind.is_fifo() {
-        return append(stream, path);
-    }
-    // Clients open their end before they call, so this succeeds at once as a rule. The kernel
-    // has no event for "a reader has come", so the rare late one is asked for.
-    let limit = reader_limit();
-    let deadline = tokio::time::Instant::now() + limit;
-    let mut pause = Duration::from_millis(1);
-    while tokio::time::Instant::now() < deadline {
-        if let Some(opened) = try_open_fifo(stream, path)? {
-            return Ok(opened);
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(50));
-    }
-    Err(StdioError::NoReader {
-        stream,
-        path: path.to_owned(),
-        limit,
-    })
-}
-
-/// None: nobody reads it yet.
-fn try_open_fifo(stream: &'static str, path: &Path) -> Result<Option<(Step, Sink)>, StdioError> {
-    let step = resume::step();
-    let writer = match open(path, OFlag::O_WRONLY) {
-        Ok(writer) => writer,
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
-        Err(error) => return Err(io_error(stream, "open for writing", path)(error)),
-    };
-    let keepalive = open(path, OFlag::O_RDONLY).map_err(io_error(stream, "keep open", path))?;
-    let sink = Sink::fifo(writer, keepalive).map_err(io_error(stream, "watch", path))?;
-    Ok(Some((step, sink)))
-}
-
-fn append(stream: &'static str, path: &Path) -> Result<(Step, Sink), StdioError> {
-    let step = resume::step();
-    let file = std::fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .map_err(io_error(stream, "open for appending", path))?;
-    Ok((step, Sink::File(Arc::new(file.into()))))
-}
-
-/// A pipe whose end for us does not block and whose other end belongs to the container's user.
-fn pipe(stream: &'static str, owner: (u32, u32)) -> Result<(OwnedFd, OwnedFd), StdioError> {
-    let failed = |step| io_error(stream, step, Path::new("a pipe"));
-    let (reader, writer) =
-        nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed("make")(errno.into()))?;
-    let ours = if stream == "stdin" { &writer } else { &reader };
-    set_nonblocking(ours).map_err(failed("set up"))?;
-    if owner != (0, 0) {
-        let theirs = if stream == "stdin" { &reader } else { &writer };
-        std::os::unix::fs::fchown(theirs, Some(owner.0), Some(owner.1))
-            .map_err(failed("give away"))?;
-    }
-    Ok((reader, writer))
-}
-
-fn inode(pipe: &OwnedFd) -> Option<u64> {
-    nix::sys::stat::fstat(pipe.as_raw_fd())
-        .ok()
-        .map(|stat| stat.st_ino)
-}
-
-/// The processes, other than ours, that can write into one of these pipes.
-fn writers_of(pipes: &[u64]) -> Vec<String> {
-    use std::os::unix::fs::MetadataExt as _;
-    let names: Vec<PathBuf> = pipes
-        .iter()
-        .map(|inode| PathBuf::from(format!("pipe:[{inode}]")))
-        .collect();
-    let Ok(processes) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    processes
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| *pid != std::process::id())
-        .filter(|pid| {
-            std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| {
-                files.flatten().any(|file| {
-                    // The link's permissions are the descriptor's: proc(5).
-                    std::fs::read_link(file.path()).is_ok_and(|target| names.contains(&target))
-                        && std::fs::symlink_metadata(file.path())
-                            .is_ok_and(|link| link.mode() & 0o200 != 0)
-                })
-            })
-        })
-        .take(MAX_HOLDERS)
-        .map(crate::look::brief)
-        .collect()
-}
-
-pub(crate) fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
-    use nix::fcntl::{FcntlArg, fcntl};
-    let flags = OFlag::from_bits_retain(fcntl(fd.as_raw_fd(), FcntlArg::F_GETFL)?);
-    fcntl(fd.as_raw_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 
 use super::*;
 

@@ -2,7 +2,10 @@
 //!
 //! Why not the crate's server: `docs/0001-own-rpc-front.md`.
 
+mod call;
 pub(crate) mod client;
+mod line;
+mod reading;
 pub(crate) mod server;
 
 use std::io;

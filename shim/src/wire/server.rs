@@ -7,14 +7,13 @@
 //! A connection outlives this image of the shim: what is read and not answered, and what is not
 //! wholly written, is on the slate (see [`crate::resume`]).
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,11 +21,13 @@ use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::ttrpc::proto::{Code, Request, Response};
 use holdfast_record::logging::take_incident;
 use tokio::net::UnixStream;
-use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::{HEADER, Header, MAX_PAYLOAD, REQUEST, RESPONSE};
+use super::call::Call;
+use super::line::{Line, Outgoing};
+use super::reading::Reading;
+use super::{Header, MAX_PAYLOAD, REQUEST, RESPONSE};
 use crate::fault::Fault;
 use crate::resume::descriptor::Descriptor;
 use crate::resume::inherited::Inherited;
@@ -91,224 +92,13 @@ pub(crate) struct Connection {
     outgoing: Outgoing,
 }
 
-/// An open request.
-#[derive(Debug)]
-struct Call {
-    /// When its caller gives up, milliseconds since 1970; 0: never.
-    deadline: u64,
-    /// In how many images that ended soon it has been open.
-    crashes: u8,
-    header: Header,
-    payload: Vec<u8>,
-}
-
 /// Images that may end soon while a request is open before it is not done again.
 const POISON: u8 = 3;
-
-impl Call {
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.payload.len() + 13);
-        bytes.extend_from_slice(&self.deadline.to_le_bytes());
-        bytes.push(self.crashes);
-        bytes.extend_from_slice(&self.header.len.to_le_bytes());
-        bytes.extend_from_slice(&self.payload);
-        bytes
-    }
-
-    fn decode(stream: u32, bytes: &[u8]) -> Option<Self> {
-        let (deadline, rest) = bytes.split_first_chunk::<8>()?;
-        let (crashes, rest) = rest.split_first()?;
-        let (len, payload) = rest.split_first_chunk::<4>()?;
-        Some(Self {
-            deadline: u64::from_le_bytes(*deadline),
-            crashes: *crashes,
-            header: Header {
-                len: u32::from_le_bytes(*len),
-                stream,
-                kind: REQUEST,
-                flags: 0,
-            },
-            payload: payload.to_vec(),
-        })
-    }
-
-    /// Whether it only waits: it is open all the time, and not why somebody kills the shim.
-    fn is_wait(&self) -> bool {
-        Request::parse_from_bytes(&self.payload).is_ok_and(|request| request.method == "Wait")
-    }
-}
 
 fn now_ms() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
-}
-
-/// What is read and is no whole frame yet.
-#[derive(Debug, Default)]
-struct Reading {
-    bytes: Vec<u8>,
-    /// In how many pieces it is on the slate.
-    pieces: u32,
-    /// Bytes of a payload over the limit that are still to come, and of no interest.
-    skip: u64,
-}
-
-impl Reading {
-    /// Takes bytes in; what they complete comes out.
-    fn feed(&mut self, number: u64, mut bytes: &[u8], calls: &mut Vec<(Header, Vec<u8>)>) {
-        if self.skip > 0 {
-            let skipped = usize::try_from(self.skip)
-                .unwrap_or(usize::MAX)
-                .min(bytes.len());
-            bytes = bytes.get(skipped..).unwrap_or_default();
-            self.skip -= skipped as u64;
-            resume::put(&format!("skip/{number}"), &self.skip.to_le_bytes());
-        }
-        let before = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
-        let mut used = 0;
-        while let Some(header) = self
-            .bytes
-            .get(used..)
-            .and_then(|rest| rest.first_chunk::<HEADER>())
-        {
-            let header = Header::parse(*header);
-            let len = header.len as usize;
-            let body = used + HEADER;
-            if len > MAX_PAYLOAD {
-                // Answered at once; what of it is here already is skipped with the rest.
-                let here = (self.bytes.len() - body).min(len);
-                calls.push((header, Vec::new()));
-                self.skip = (len - here) as u64;
-                resume::put(&format!("skip/{number}"), &self.skip.to_le_bytes());
-                used = body + here;
-                continue;
-            }
-            let Some(payload) = self.bytes.get(body..body + len) else {
-                break;
-            };
-            calls.push((header, payload.to_vec()));
-            used = body + len;
-        }
-        if used > 0 {
-            for piece in 0..self.pieces {
-                resume::remove(&format!("rx/{number}/{piece:08}"));
-            }
-            self.pieces = 0;
-            self.bytes.drain(..used);
-            if self.bytes.is_empty() {
-                self.bytes = Vec::new();
-            } else {
-                self.keep(number, 0);
-            }
-        } else if self.bytes.len() > before {
-            self.keep(number, before);
-        }
-    }
-
-    fn keep(&mut self, number: u64, from: usize) {
-        let piece = self.bytes.get(from..).unwrap_or_default();
-        resume::put(&format!("rx/{number}/{:08}", self.pieces), piece);
-        self.pieces += 1;
-    }
-}
-
-/// Frames that are not wholly written.
-#[derive(Debug, Default)]
-struct Outgoing {
-    /// With their numbers on the slate, if they are there.
-    frames: VecDeque<(Vec<u8>, Option<u64>)>,
-    /// Bytes of the first one that are written.
-    written: usize,
-    next: u64,
-}
-
-/// The writing side of a connection.
-#[derive(Debug)]
-struct Line {
-    number: u64,
-    writer: OwnedWriteHalf,
-    outgoing: Mutex<Outgoing>,
-    /// There is something to write when the client reads again.
-    more: Notify,
-    /// There is less to write than before.
-    less: Notify,
-}
-
-impl Line {
-    fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
-        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends a request with its frame: written at once if the client reads, else when it does.
-    fn answer(&self, request: RequestId, frame: Vec<u8>) {
-        let _step = resume::step();
-        resume::remove(&request.call_key());
-        resume::remove(&request.outcome_key());
-        resume::remove(&request.signalled_key());
-        let mut outgoing = self.outgoing();
-        outgoing.frames.push_back((frame, None));
-        if outgoing.frames.len() == 1 {
-            self.write(&mut outgoing);
-        }
-        if !outgoing.frames.is_empty() {
-            self.more.notify_one();
-        }
-        let Outgoing { frames, next, .. } = &mut *outgoing;
-        for (frame, kept) in frames.iter_mut().filter(|(_, kept)| kept.is_none()) {
-            resume::put(&format!("answer/{}/{next:016}", self.number), frame);
-            *kept = Some(*next);
-            *next += 1;
-        }
-    }
-
-    /// Writes what the socket takes. Within a step.
-    fn write(&self, outgoing: &mut Outgoing) {
-        while let Some((frame, kept)) = outgoing.frames.front() {
-            match self
-                .writer
-                .try_write(frame.get(outgoing.written..).unwrap_or_default())
-            {
-                Ok(size) => {
-                    outgoing.written += size;
-                    if outgoing.written < frame.len() {
-                        let written = (outgoing.written as u64).to_le_bytes();
-                        resume::put(&format!("written/{}", self.number), &written);
-                        continue;
-                    }
-                    if let Some(kept) = kept {
-                        resume::remove(&format!("answer/{}/{kept:016}", self.number));
-                    }
-                    resume::remove(&format!("written/{}", self.number));
-                    outgoing.written = 0;
-                    outgoing.frames.pop_front();
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    // Its reading side will find the end and clear what is on the slate.
-                    log::debug!("a client is gone with its answer unread: {error}");
-                    outgoing.frames.clear();
-                }
-            }
-        }
-    }
-
-    /// Writes, whenever the client reads, what has not been written at once.
-    async fn write_rest(&self) {
-        loop {
-            if self.outgoing().frames.is_empty() {
-                self.more.notified().await;
-            }
-            if self.writer.writable().await.is_err() {
-                return;
-            }
-            let _step = resume::step();
-            let mut outgoing = self.outgoing();
-            self.write(&mut outgoing);
-            self.less.notify_one();
-        }
-    }
 }
 
 /// The last connection's number.

@@ -1,188 +1,21 @@
 //! The part that runs when nothing can be relied on: signal handlers that allocate nothing, take no
 //! lock and read only what was prepared in [`install`].
-#![allow(unsafe_code)]
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::slate::REPORT_AT;
+use super::super::slate::REPORT_AT;
+use super::execute::{CRASHES, execute_program, leak};
+use super::report::{Cause, FRAMES, REPORT_MAGIC, Report, erase_report};
 
-/// Most frames of a backtrace.
-pub(crate) const FRAMES: usize = 64;
 /// How long a step may hold back a crash that somebody sent.
 const HOLD: i64 = 1;
-/// Signals that end this image.
-const CRASHES: [c_int; 5] = [
-    libc::SIGSEGV,
-    libc::SIGBUS,
-    libc::SIGABRT,
-    libc::SIGILL,
-    libc::SIGFPE,
-];
-/// Signals that must find a handler, or the next image dies of them before it has one.
-const HELD_OVER_EXEC: [c_int; 5] = [
-    libc::SIGTERM,
-    libc::SIGINT,
-    libc::SIGHUP,
-    libc::SIGUSR1,
-    libc::SIGUSR2,
-];
 /// Bytes of the handler's stack.
 const STACK: usize = 128 * 1024;
-
-/// Why an image ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Cause {
-    /// A signal.
-    Signal = 1,
-    /// The event loop gave no sign of life.
-    Stalled = 2,
-    /// A panic where it cannot be contained.
-    Panic = 3,
-    /// Somebody asked for another program.
-    Upgrade = 4,
-    /// SIGKILL, or an end of its own that was not meant; the keeper says so.
-    Killed = holdfast_keeper::KILLED,
-}
-
-/// What the handler writes, as it lies on the slate.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub(crate) struct Report {
-    magic: u32,
-    cause: u32,
-    /// The signal's number, 0 if none.
-    pub(crate) signal: i32,
-    /// `si_code`: 0 or less when a process sent it.
-    pub(crate) code: i32,
-    /// The faulting address; see sigaction(2).
-    pub(crate) address: u64,
-    /// Who sent it.
-    pub(crate) sender: i32,
-    /// Thread in which it happened.
-    pub(crate) thread: i32,
-    /// Realtime clock: seconds, nanoseconds.
-    pub(crate) seconds: i64,
-    /// See `seconds`.
-    pub(crate) nanos: i64,
-    /// The incident of a panic, ASCII, padded with zeroes.
-    pub(crate) incident: [u8; 64],
-    count: u32,
-    /// Whether the thread was not the main one.
-    forwarded: u32,
-    /// Where [`on_crash`] lay, so that addresses can be told from where the program was loaded.
-    anchor: u64,
-    frames: [u64; FRAMES],
-}
-
-const REPORT_MAGIC: u32 = holdfast_keeper::REPORT_MAGIC;
-
-// The keeper writes the beginning of one.
-const _: () = {
-    use holdfast_keeper::Report as Brief;
-    use std::mem::offset_of;
-    assert!(offset_of!(Report, cause) == offset_of!(Brief, cause));
-    assert!(offset_of!(Report, address) == offset_of!(Brief, address));
-    assert!(offset_of!(Report, thread) == offset_of!(Brief, thread));
-    assert!(offset_of!(Report, nanos) == offset_of!(Brief, nanos));
-    assert!(offset_of!(Report, forwarded) == offset_of!(Brief, forwarded));
-    assert!(REPORT_AT == holdfast_keeper::REPORT_AT);
-};
-
-impl Report {
-    const EMPTY: Self = Self {
-        magic: 0,
-        cause: 0,
-        signal: 0,
-        code: 0,
-        address: 0,
-        sender: 0,
-        thread: 0,
-        seconds: 0,
-        nanos: 0,
-        incident: [0; 64],
-        count: 0,
-        forwarded: 0,
-        anchor: 0,
-        frames: [0; FRAMES],
-    };
-
-    /// Its cause; none when there is no report.
-    pub(crate) fn cause(&self) -> Option<Cause> {
-        (self.magic == REPORT_MAGIC).then_some(())?;
-        [
-            Cause::Signal,
-            Cause::Stalled,
-            Cause::Panic,
-            Cause::Upgrade,
-            Cause::Killed,
-        ]
-        .into_iter()
-        .find(|cause| *cause as u32 == self.cause)
-    }
-
-    /// The return addresses, innermost first, as they are in the program's file; right only if this
-    /// image is of the same one.
-    pub(crate) fn file_addresses(&self) -> Vec<u64> {
-        let own = on_crash as *const () as u64;
-        let offset = self.anchor.wrapping_sub(own).wrapping_add(load_offset());
-        let count = usize::try_from(self.count).unwrap_or(0).min(FRAMES);
-        let frames = self.frames.get(..count).unwrap_or_default();
-        frames
-            .iter()
-            .map(|frame| frame.wrapping_sub(offset))
-            .collect()
-    }
-}
-
-/// How far from the addresses in its file this program was loaded.
-fn load_offset() -> u64 {
-    unsafe extern "C" {
-        /// The ELF header, by the linker; at address 0 of the file of a program that can lie anywhere.
-        static __ehdr_start: u8;
-    }
-    let start = &raw const __ehdr_start as u64;
-    // SAFETY: the header is mapped for as long as the program runs; e_type is at 16.
-    let kind = unsafe { (&raw const __ehdr_start).add(16).cast::<u16>().read() };
-    const ET_DYN: u16 = 3;
-    if kind == ET_DYN { start } else { 0 }
-}
-
-/// Reads the report of the image before, and takes it off.
-pub(crate) fn take_report(slate: BorrowedFd<'_>) -> Report {
-    let mut report = Report::EMPTY;
-    let at = libc::off_t::try_from(REPORT_AT).unwrap_or(0);
-    // SAFETY: `report` is plain data of integers, writable and as long as said; every bit
-    // pattern is a value of it.
-    let read = unsafe {
-        libc::pread(
-            slate.as_raw_fd(),
-            (&raw mut report).cast(),
-            size_of::<Report>(),
-            at,
-        )
-    };
-    if usize::try_from(read).ok() != Some(size_of::<Report>()) {
-        return Report::EMPTY;
-    }
-    // SAFETY: four bytes of a constant are read.
-    unsafe {
-        libc::pwrite(
-            slate.as_raw_fd(),
-            (&raw const ZERO).cast(),
-            size_of::<u32>(),
-            at,
-        );
-    }
-    report
-}
-
-static ZERO: u32 = 0;
 
 // What the handlers read. Written once, by `install`, on the main thread.
 static SLATE: AtomicI32 = AtomicI32::new(-1);
@@ -221,12 +54,12 @@ fn thread_id() -> i32 {
 }
 
 /// From here to [`leave_step`] a crash that somebody sends is held back.
-pub(super) fn enter_step() {
+pub(crate) fn enter_step() {
     STEPS.fetch_add(1, Ordering::SeqCst);
 }
 
 /// Ends what [`enter_step`] began.
-pub(super) fn leave_step() {
+pub(crate) fn leave_step() {
     if STEPS.fetch_sub(1, Ordering::SeqCst) == 1 && HELD_SIGNAL.load(Ordering::SeqCst) != 0 {
         // SAFETY: integers; the handler of that signal is ours and runs on the main thread.
         unsafe {
@@ -241,36 +74,26 @@ pub(super) fn leave_step() {
 }
 
 /// What the handlers need to know.
-pub(super) struct Setup<'a> {
+pub(crate) struct Setup<'a> {
     /// The slate.
-    pub(super) slate: BorrowedFd<'a>,
+    pub(crate) slate: BorrowedFd<'a>,
     /// The file to execute.
-    pub(super) program: BorrowedFd<'a>,
+    pub(crate) program: BorrowedFd<'a>,
     /// Its arguments, with the program's name.
-    pub(super) arguments: Vec<CString>,
+    pub(crate) arguments: Vec<CString>,
     /// Its environment.
-    pub(super) environment: Vec<CString>,
+    pub(crate) environment: Vec<CString>,
     /// An eventfd that asks the event loop for a sign of life.
-    pub(super) probe: BorrowedFd<'a>,
+    pub(crate) probe: BorrowedFd<'a>,
     /// How long the loop may be silent before it is asked, and then once more.
-    pub(super) patience: Duration,
-}
-
-/// A list as execve(2) takes it; never freed, for a handler may read it at any time.
-fn leak(strings: Vec<CString>) -> *mut *const c_char {
-    let mut pointers: Vec<*const c_char> = strings
-        .into_iter()
-        .map(|string| string.into_raw().cast_const())
-        .collect();
-    pointers.push(ptr::null());
-    Box::leak(pointers.into_boxed_slice()).as_mut_ptr()
+    pub(crate) patience: Duration,
 }
 
 /// Installs the handlers and the timer; on the main thread, once.
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn install(setup: Setup<'_>) -> io::Result<()> {
+pub(crate) fn install(setup: Setup<'_>) -> io::Result<()> {
     SLATE.store(setup.slate.as_raw_fd(), Ordering::SeqCst);
     PROGRAM.store(setup.program.as_raw_fd(), Ordering::SeqCst);
     PROBE.store(setup.probe.as_raw_fd(), Ordering::SeqCst);
@@ -391,14 +214,14 @@ fn arm() {
 }
 
 /// The event loop has something to do: it is watched from here on.
-pub(super) fn loop_wakes() {
+pub(crate) fn loop_wakes() {
     if HELD_SIGNAL.load(Ordering::SeqCst) == 0 {
         arm();
     }
 }
 
 /// The event loop sleeps, as it may.
-pub(super) fn loop_sleeps() {
+pub(crate) fn loop_sleeps() {
     if HELD_SIGNAL.load(Ordering::SeqCst) == 0 {
         set_timer(0, 0);
         PROBED.store(false, Ordering::SeqCst);
@@ -406,7 +229,7 @@ pub(super) fn loop_sleeps() {
 }
 
 /// The event loop has answered.
-pub(super) fn loop_lives() {
+pub(crate) fn loop_lives() {
     PROBED.store(false, Ordering::SeqCst);
 }
 
@@ -429,7 +252,11 @@ fn die_of(signal: c_int) {
     }
 }
 
-extern "C" fn on_crash(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
+pub(super) extern "C" fn on_crash(
+    signal: c_int,
+    info: *mut libc::siginfo_t,
+    _context: *mut c_void,
+) {
     if is_other_process() {
         return die_of(signal);
     }
@@ -649,119 +476,10 @@ fn say(text: &[u8], number: i32) {
     }
 }
 
-/// Executes `program` with every descriptor kept; returns the errno when that fails, with
-/// close-on-exec set again.
-fn execute_program(
-    program: RawFd,
-    arguments: *const *const c_char,
-    environment: *const *const c_char,
-) -> i32 {
-    let mut old: libc::sigset_t = block_over_exec();
-    keep_all(true);
-    // SAFETY: the lists were made by `leak` and end with null; an empty path with AT_EMPTY_PATH means the
-    // descriptor itself.
-    unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            program,
-            c"".as_ptr(),
-            arguments,
-            environment,
-            libc::AT_EMPTY_PATH,
-        );
-        let errno = *libc::__errno_location();
-        keep_all(false);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const old, &raw mut old);
-        errno
-    }
-}
-
-/// Blocks what must not meet the next image before its handlers; the mask survives execve(2).
-fn block_over_exec() -> libc::sigset_t {
-    // SAFETY: sigset_t is plain data, initialised by sigemptyset; sigprocmask is async-signal-safe.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        let mut old: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        for signal in CRASHES.iter().chain(&HELD_OVER_EXEC) {
-            libc::sigaddset(&raw mut set, *signal);
-        }
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, &raw mut old);
-        old
-    }
-}
-
-/// Lets the signals in that [`block_over_exec`] has held; once all handlers are there.
-pub(super) fn let_signals_in() {
-    // SAFETY: as above.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
-    }
-}
-
-/// Clears or sets close-on-exec on every descriptor above stderr.
-fn keep_all(keep: bool) {
-    #[repr(align(8))]
-    struct Entries([u8; 4096]);
-    let mut entries = Entries([0; 4096]);
-    let flags = if keep { 0 } else { libc::FD_CLOEXEC };
-    // SAFETY: only async-signal-safe system calls; getdents64 writes at most the length that is told into
-    // `entries`, and records are read as linux_dirent64 is laid out: d_reclen at 16, d_name at 19.
-    unsafe {
-        let dir = libc::open(
-            c"/proc/self/fd".as_ptr(),
-            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC,
-        );
-        if dir < 0 {
-            // No /proc: the numbers in use are small.
-            for fd in 3..4096 {
-                libc::fcntl(fd, libc::F_SETFD, flags);
-            }
-            return;
-        }
-        loop {
-            let size = libc::syscall(
-                libc::SYS_getdents64,
-                dir,
-                entries.0.as_mut_ptr(),
-                entries.0.len(),
-            );
-            let Ok(size @ 1..) = usize::try_from(size) else {
-                break;
-            };
-            let mut at = 0;
-            while at + 19 < size.min(entries.0.len()) {
-                let record = entries.0.as_ptr().add(at);
-                let length = usize::from(record.add(16).cast::<u16>().read_unaligned());
-                let mut name = record.add(19);
-                let mut fd: RawFd = 0;
-                let mut is_number = *name != 0;
-                while *name != 0 {
-                    is_number &= (*name).is_ascii_digit();
-                    fd = fd
-                        .wrapping_mul(10)
-                        .wrapping_add(RawFd::from((*name).wrapping_sub(b'0')));
-                    name = name.add(1);
-                }
-                if is_number && fd > 2 && fd != dir {
-                    libc::fcntl(fd, libc::F_SETFD, flags);
-                }
-                if length == 0 {
-                    break;
-                }
-                at += length;
-            }
-        }
-        libc::close(dir);
-    }
-}
-
 /// Ends this image for another reason than a signal, with the same program or another one.
 ///
 /// Comes back only when that failed.
-pub(super) fn replace(
+pub(crate) fn replace(
     cause: Cause,
     incident: &str,
     program: Option<(BorrowedFd<'_>, Vec<CString>)>,
@@ -786,20 +504,12 @@ pub(super) fn replace(
     };
     let environment = ENVIRONMENT.load(Ordering::SeqCst);
     let error = io::Error::from_raw_os_error(execute_program(program, arguments, environment));
-    // SAFETY: as in `take_report`.
-    unsafe {
-        libc::pwrite(
-            SLATE.load(Ordering::SeqCst),
-            (&raw const ZERO).cast(),
-            size_of::<u32>(),
-            libc::off_t::try_from(REPORT_AT).unwrap_or(0),
-        );
-    }
+    erase_report(SLATE.load(Ordering::SeqCst));
     error
 }
 
 /// There will be no next image: faults end this one, as ever.
-pub(super) fn disarm() {
+pub(crate) fn disarm() {
     set_timer(0, 0);
     HAS_TIMER.store(false, Ordering::SeqCst);
     for signal in CRASHES {
@@ -807,75 +517,5 @@ pub(super) fn disarm() {
         unsafe {
             libc::signal(signal, libc::SIG_DFL);
         }
-    }
-}
-
-/// Executes a program with every descriptor kept; outside of any handler.
-///
-/// Comes back only when that failed.
-pub(super) fn execute_with(
-    program: BorrowedFd<'_>,
-    arguments: Vec<CString>,
-    environment: Vec<CString>,
-) -> io::Error {
-    let errno = execute_program(program.as_raw_fd(), leak(arguments), leak(environment));
-    io::Error::from_raw_os_error(errno)
-}
-
-/// Sends a message at once, with descriptors (`SCM_RIGHTS`).
-///
-/// # Errors
-/// `EAGAIN` when the other end takes nothing; see sendmsg(2).
-pub(super) fn send_with_descriptors(
-    socket: BorrowedFd<'_>,
-    bytes: &[u8],
-    descriptors: &[RawFd],
-) -> io::Result<()> {
-    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-    let rights = [ControlMessage::ScmRights(descriptors)];
-    let control = if descriptors.is_empty() {
-        &[]
-    } else {
-        rights.as_slice()
-    };
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    let bytes = [io::IoSlice::new(bytes)];
-    sendmsg::<()>(socket.as_raw_fd(), &bytes, control, flags, None)?;
-    Ok(())
-}
-
-/// How many bytes of what was sent the other end has not taken.
-///
-/// # Errors
-/// See unix(7), `SIOCOUTQ`.
-pub(super) fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
-    let mut count: libc::c_int = 0;
-    // SAFETY: the request writes one int, which lives through the call; the kernel's name for it is SIOCOUTQ.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(usize::try_from(count).unwrap_or(0))
-}
-
-/// Takes over a descriptor that the image before has left open, and closes it for children.
-///
-/// # Errors
-/// `EBADF` when it is not open.
-pub(super) fn inherit(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_SETFD takes integers only and fails with EBADF for a closed number.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: open (checked above); the slate names each number once, and nothing else in this
-    // image has taken it ([`super::restore`] keeps the list).
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
-/// Closes `number`, which nobody in this image owns.
-pub(super) fn close_stale(number: RawFd) {
-    // SAFETY: the caller has made sure that the number was open when this image began and that nobody has
-    // taken it over since.
-    unsafe {
-        libc::close(number);
     }
 }
