@@ -1,5 +1,6 @@
 //! containerd goes away and comes back; containers do not notice.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -173,21 +174,33 @@ fn fifty_exits_during_the_outage_keep_their_codes(containerd: &Containerd) {
     }
 }
 
+/// Nothing of any member of its pod; containerd's own shim is tried with one container.
 fn a_killed_shim_leaves_nothing(containerd: &Containerd) {
-    let pid = containerd.start_task("box", &[], &["sh", "-c", "sleep 600 & sleep 600"]);
-    let shim = Shim::of(containerd, "box").pid("box");
-    kill_for_good(shim);
-    eventually("the container ends", Duration::from_secs(20), || {
-        (!is_alive(pid)).then_some(())
-    });
-    eventually("containerd has noticed", Duration::from_secs(20), || {
-        containerd
-            .task("box")
-            .is_none_or(|task| task.status != "RUNNING")
-            .then_some(())
-    });
-    let _ = containerd.ctr(&["tasks", "delete", "--force", "box"]);
-    containerd.ctr_ok(&["containers", "delete", "box"]);
+    let names: &[&str] = if peer() { &["box"] } else { &["box", "b", "c"] };
+    let pod = ["--annotation", "io.containerd.runc.v2.group=pod"];
+    let pids: Vec<i32> = names
+        .iter()
+        .map(|name| containerd.start_task(name, &pod, &["sh", "-c", "sleep 600 & sleep 600"]))
+        .collect();
+    let shims: BTreeSet<i32> = names
+        .iter()
+        .map(|name| Shim::of(containerd, name).pid(name))
+        .collect();
+    assert_eq!(shims.len(), 1, "one shim for {names:?}");
+    kill_for_good(*shims.first().expect("a shim"));
+    for (name, pid) in names.iter().zip(pids) {
+        eventually("the container ends", Duration::from_secs(20), || {
+            (!is_alive(pid)).then_some(())
+        });
+        eventually("containerd has noticed", Duration::from_secs(20), || {
+            containerd
+                .task(name)
+                .is_none_or(|task| task.status != "RUNNING")
+                .then_some(())
+        });
+        let _ = containerd.ctr(&["tasks", "delete", "--force", name]);
+        containerd.ctr_ok(&["containers", "delete", name]);
+    }
     if peer() {
         // containerd's own shim leaves its socket, for its next namesake to remove.
         for socket in containerd.left_behind() {

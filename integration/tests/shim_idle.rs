@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use holdfast_integration::deadline::{eventually, within};
 use holdfast_integration::lone::Lone;
+use holdfast_integration::shim::keeper_of;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// The shim is idle after two seconds.
@@ -95,6 +96,46 @@ fn an_idle_shim_holds_little_and_has_one_thread() {
     eventually("one thread is left", LIMIT, || {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
         (threads == 1).then_some(())
+    });
+    lone.end("box");
+    lone.finish();
+}
+
+/// `make bench` does it 2,000 times, with HOLDFAST_LONG=1 20,000 times, and prints the memory.
+#[test]
+fn execs_leave_nothing_behind() {
+    const EXECS: usize = 400;
+    let Some(lone) = Lone::start_with_own_program("execs_leave_nothing") else {
+        return;
+    };
+    lone.run(None);
+    let pid = lone.shim.pid("");
+    let held = || {
+        let of = |pid: i32| {
+            let entries = |folder| fs::read_dir(format!("/proc/{pid}/{folder}")).unwrap();
+            (entries("fd").count(), entries("task").count())
+        };
+        (of(pid), keeper_of(pid).map(of))
+    };
+    let some = |from: usize, count: usize| {
+        for number in from..from + count {
+            let name = format!("x{number}");
+            lone.shim.exec("box", &name, &["true"]).unwrap();
+            lone.shim.start("box", &name).unwrap();
+            assert_eq!(lone.shim.wait("box", &name).unwrap(), 0);
+            lone.shim.delete("box", &name).unwrap();
+        }
+    };
+    // What is made once, for the first ones, is there then.
+    some(0, 20);
+    let before = eventually("one thread is left", LIMIT, || {
+        let held = held();
+        (held.0.1 == 1).then_some(held)
+    });
+    some(20, EXECS);
+    // Where something was left behind for each, this never comes.
+    eventually("it holds what it held before", LIMIT, || {
+        (held() == before).then_some(())
     });
     lone.end("box");
     lone.finish();
