@@ -60,8 +60,9 @@ impl<'a> Table<'a> {
         if let Some(ours) = names.next().and_then(|name| value(name)) {
             for name in names {
                 match value(name) {
-                    Some(theirs) => print!(" {:.2}", ours / theirs),
-                    None => print!(" -"),
+                    // Of nothing, or less, nothing is a multiple.
+                    Some(theirs) if theirs > 0.0 && ours >= 0.0 => print!(" {:.2}", ours / theirs),
+                    Some(_) | None => print!(" -"),
                 }
             }
         }

@@ -7,7 +7,7 @@ use super::super::Settings;
 use super::super::series::{Series, Table};
 use super::{Side, of};
 use crate::containerd::Containerd;
-use crate::shim::{Shim, empty_options};
+use crate::shim::{Shim, empty_options, keeper_of};
 
 /// Execs at once.
 const WIDTH: usize = 8;
@@ -24,11 +24,13 @@ pub(super) fn run(
     let mut commands: Vec<(&str, Series)> = Vec::new();
     let mut execs: Vec<(&str, Series)> = Vec::new();
     let mut rates: Vec<(&str, f64)> = Vec::new();
+    let mut costs: Vec<(&str, Cost)> = Vec::new();
     for side in sides {
         lives.push((side.name, Series::default()));
         commands.push((side.name, Series::default()));
         execs.push((side.name, Series::default()));
         rates.push((side.name, 0.0));
+        costs.push((side.name, Cost::default()));
     }
     for round in 0..=settings.rounds {
         for (index, side) in sides.iter().enumerate() {
@@ -41,7 +43,9 @@ pub(super) fn run(
                 execs[index].1.push(one);
             }
             if round % 8 == 1 {
+                let before = Cost::of(side);
                 rates[index].1 = rates[index].1.max(rate(side, round));
+                costs[index].1.add(Cost::of(side), before);
             }
         }
     }
@@ -55,6 +59,61 @@ pub(super) fn run(
     table.row("8 at once, execs per s", &|name| {
         of(&rates, name, |rate| *rate)
     });
+    // On so many processors as there are, these are what the rate above is made of.
+    table.row("  CPU ms of each: shim", &|name| {
+        of(&costs, name, |cost| cost.per_exec(cost.shim))
+    });
+    table.row("  runtime and process", &|name| {
+        of(&costs, name, |cost| cost.per_exec(cost.children))
+    });
+    table.row("  keeper", &|name| {
+        of(&costs, name, |cost| cost.per_exec(cost.keeper))
+    });
+}
+
+/// Processor time, in ticks of the kernel's clock.
+#[derive(Debug, Default, Clone, Copy)]
+struct Cost {
+    shim: u64,
+    /// Those that the shim has waited for, with all of theirs.
+    children: u64,
+    keeper: u64,
+    execs: usize,
+}
+
+impl Cost {
+    /// So far.
+    fn of(side: &Side) -> Self {
+        // proc_pid_stat(5): utime and stime are fields 14 and 15, those of children 16 and 17; the name is the second.
+        let ticks = |pid: i32| -> [u64; 4] {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+            let (_, rest) = stat.rsplit_once(") ").expect("a line of /proc");
+            let fields: Vec<&str> = rest.split(' ').collect();
+            [14, 15, 16, 17].map(|field| fields[field - 3].parse().expect("a number"))
+        };
+        let shim = side.shim.pid(&side.id);
+        let [user, system, of_children, in_kernel] = ticks(shim);
+        let keeper = keeper_of(shim).map_or(0, |pid| ticks(pid)[..2].iter().sum());
+        Self {
+            shim: user + system,
+            children: of_children + in_kernel,
+            keeper,
+            execs: 0,
+        }
+    }
+
+    fn add(&mut self, after: Self, before: Self) {
+        self.shim += after.shim - before.shim;
+        self.children += after.children - before.children;
+        self.keeper += after.keeper - before.keeper;
+        self.execs += WIDTH * EACH;
+    }
+
+    fn per_exec(&self, ticks: u64) -> f64 {
+        let a_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);
+        let a_second = a_second.ok().flatten().unwrap_or(100);
+        ticks as f64 * 1000.0 / a_second as f64 / self.execs as f64
+    }
 }
 
 /// Create, start, exit and delete of a short container over the shim's API.
