@@ -245,6 +245,16 @@ impl Containerd {
         fs::read_to_string(self.path("containerd.log")).unwrap_or_default()
     }
 
+    /// The lines of its log that say that a shim has gone.
+    #[must_use]
+    pub fn log_of_shims(&self) -> Vec<String> {
+        let log = self.log();
+        log.lines()
+            .filter(|line| line.contains("shim disconnected") || line.contains("cleaning up"))
+            .map(str::to_owned)
+            .collect()
+    }
+
     /// The pid of the daemon.
     ///
     /// # Panics

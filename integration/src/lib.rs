@@ -18,6 +18,7 @@ pub mod driver;
 pub mod engine;
 pub mod events;
 pub mod fault;
+pub mod flow;
 pub mod image;
 pub mod journald;
 pub mod killer;

@@ -304,15 +304,25 @@ impl Shim {
     }
 }
 
+/// The parent of a process.
+///
+/// # Panics
+/// When there is no such process.
+#[must_use]
+pub fn parent_of(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives");
+    let (_, rest) = stat.rsplit_once(") ").expect("a line of /proc");
+    let parent = rest.split(' ').nth(1).expect("a parent");
+    parent.parse().expect("a pid")
+}
+
 /// The keeper that would begin the shim anew; none where it has none.
 ///
 /// # Panics
 /// When there is no such shim.
 #[must_use]
 pub fn keeper_of(shim: i32) -> Option<i32> {
-    let stat = std::fs::read_to_string(format!("/proc/{shim}/stat")).expect("the shim lives");
-    let (_, rest) = stat.rsplit_once(") ").expect("a line of /proc");
-    let parent: i32 = rest.split(' ').nth(1)?.parse().ok()?;
+    let parent = parent_of(shim);
     let name = std::fs::read_to_string(format!("/proc/{parent}/comm")).ok()?;
     (name.trim() == "holdfast-keeper").then_some(parent)
 }

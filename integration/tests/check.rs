@@ -242,7 +242,7 @@ fn who_has_many_pipes_is_named_before_he_has_too_many() {
 
 /// The process of the test above.
 #[test]
-#[ignore = "a role of another test"]
+#[ignore = "a role of the test above, which runs it by its name"]
 fn has_many_pipes() {
     let Ok(count) = std::env::var("CHECK_TEST_PIPES") else {
         return;

@@ -1,16 +1,14 @@
 //! The shim fails, and nobody but its log notices.
 
-use std::io::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use holdfast_integration::containerd::{self, Containerd};
 use holdfast_integration::deadline::eventually;
+use holdfast_integration::flow::{Flow, terminal_goes_on};
 use holdfast_integration::leaks::is_alive;
 use holdfast_integration::on_containerds;
-use holdfast_integration::pty::Terminal;
 use holdfast_integration::shim::Shim;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -56,14 +54,6 @@ fn not_ours(test: &str) -> bool {
     containerd::not_ours(test, "containerd's own shim dies of it")
 }
 
-fn said_about(containerd: &Containerd) -> Vec<String> {
-    let log = containerd.log();
-    log.lines()
-        .filter(|line| line.contains("shim disconnected") || line.contains("cleaning up"))
-        .map(str::to_owned)
-        .collect()
-}
-
 fn a_wait_is_answered_by_the_next_image(containerd: &Containerd) {
     if not_ours("a_wait_is_answered_by_the_next_image") {
         return;
@@ -77,7 +67,7 @@ fn a_wait_is_answered_by_the_next_image(containerd: &Containerd) {
     assert_eq!((task.pid, task.status.as_str()), (pid, "RUNNING"));
     assert_eq!(Shim::of(containerd, "box").pid("box"), shim);
     // containerd logs the end of any shim, so this is asked for before.
-    assert_eq!(said_about(containerd), Vec::<String>::new());
+    assert_eq!(containerd.log_of_shims(), Vec::<String>::new());
     containerd.tell_to_end("box");
     assert_eq!(client.code(), 42);
 }
@@ -119,64 +109,24 @@ fn output_and_input_lose_no_byte(containerd: &Containerd) {
     if not_ours("output_and_input_lose_no_byte") {
         return;
     }
-    let mut client = containerd.spawn_run("cat", &["--rm"], &["cat"], None);
-    eventually("the container runs", LIMIT, || {
-        containerd
-            .task("cat")
-            .filter(|task| task.status == "RUNNING")
-    });
+    let flow = Flow::start(containerd, "cat");
     let shim = Shim::of(containerd, "cat").pid("cat");
-    let mut stdin = client.child.stdin.take().expect("a pipe");
-    let sent = Arc::new(AtomicUsize::new(0));
-    let lines = Arc::clone(&sent);
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    let feeding = thread::spawn(move || {
-        // As fast as the far end takes it, so that there is always something on its way.
-        while !stopped.load(Ordering::SeqCst) {
-            let from = lines.load(Ordering::SeqCst);
-            let block: String = (from..from + 2000).map(|n| format!("{n:015}\n")).collect();
-            stdin.write_all(block.as_bytes()).expect("the client reads");
-            lines.store(from + 2000, Ordering::SeqCst);
-        }
-    });
     for n in 0..12 {
-        let before = sent.load(Ordering::SeqCst);
+        let before = flow.sent();
         crash(shim, CRASHES[n % CRASHES.len()]);
-        eventually("bytes go on", LIMIT, || {
-            (sent.load(Ordering::SeqCst) > before + 20_000).then_some(())
-        });
+        flow.goes_on(before);
         thread::sleep(SPACING);
     }
-    stop.store(true, Ordering::SeqCst);
-    feeding.join().unwrap();
-    assert_eq!(client.code(), 0);
-    let output = client.output();
-    let mut wrong = output
-        .lines()
-        .enumerate()
-        .filter(|(n, line)| *line != format!("{n:015}"));
-    assert_eq!(wrong.next(), None);
-    assert_eq!(output.len(), sent.load(Ordering::SeqCst) * 16);
+    flow.finish();
 }
 
 fn a_terminal_goes_on(containerd: &Containerd) {
     if not_ours("a_terminal_goes_on") {
         return;
     }
-    let (mut terminal, slave) = Terminal::pair();
-    let mut client = containerd.spawn_run("tty", &["--rm", "-t"], &["sh"], Some(slave));
-    terminal.type_in("echo mark-$((40+2))\n");
-    terminal.expect("mark-42", LIMIT);
-    let shim = Shim::of(containerd, "tty").pid("tty");
-    for n in 0..3 {
-        crash(shim, Signal::SIGSEGV);
-        terminal.type_in(&format!("echo mark-$((50+{n}))\n"));
-        terminal.expect(&format!("mark-{}", 50 + n), LIMIT);
-        thread::sleep(SPACING);
-    }
-    terminal.type_in("exit 5\n");
-    assert_eq!(client.code(), 5);
+    terminal_goes_on(containerd, SPACING, || {
+        crash(Shim::of(containerd, "tty").pid("tty"), Signal::SIGSEGV);
+    });
 }
 
 /// Every process leaves a line; at the end each has left exactly one, and its exit code was the
@@ -220,7 +170,7 @@ fn changes_under_way_are_done_once(containerd: &Containerd) {
     let mut left: Vec<&str> = left.lines().collect();
     left.sort_unstable();
     assert_eq!(left, expected);
-    assert_eq!(said_about(containerd), Vec::<String>::new());
+    assert_eq!(containerd.log_of_shims(), Vec::<String>::new());
     containerd.end_task("box");
 }
 
@@ -310,7 +260,7 @@ fn twenty_containers_survive_a_hundred_crashes(containerd: &Containerd) {
         let task = containerd.task(name).expect("known");
         assert_eq!((task.pid, task.status.as_str()), (*pid, "RUNNING"));
     }
-    assert_eq!(said_about(containerd), Vec::<String>::new());
+    assert_eq!(containerd.log_of_shims(), Vec::<String>::new());
     for (n, (name, client)) in names.iter().zip(&mut clients).enumerate() {
         let told = containerd.exec(name, "end", &[], &["touch", "/tmp/stop"]);
         // What it tells may end the container, and that the exec, before `touch` has ended.

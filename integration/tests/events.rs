@@ -204,16 +204,22 @@ fn the_nodes_want_of_memory_is_told_as_such(containerd: &Containerd) {
     let subscriber = Subscriber::new(containerd);
     let ran = containerd.run("big", &["--rm"], &["tail", "-n", "1", "/dev/zero"]);
     assert_eq!(ran.code(), 137, "{ran}");
-    let events = subscriber.until("the deletion", LIMIT, |events| is_deleted(events, "big"));
-    let told = topics(&events, "big");
-    let at = |topic: &str| told.iter().position(|seen| *seen == topic);
-    assert!(at("oom").is_some() && at("oom") < at("exit"), "{told:?}");
+    told_before_the_exit(&subscriber);
     let record = record_of(containerd, "HF121");
     let oom = &record["evidence"];
     assert_eq!(oom["scope"], "node", "{record}");
     assert_eq!(oom["victim"], "tail", "{record}");
     let summary = record["summary"].as_str().unwrap_or_default();
     assert!(summary.contains("the whole node had none left"), "{record}");
+}
+
+/// The want of memory of the container "big".
+#[track_caller]
+fn told_before_the_exit(subscriber: &Subscriber) {
+    let events = subscriber.until("the deletion", LIMIT, |events| is_deleted(events, "big"));
+    let told = topics(&events, "big");
+    let at = |topic: &str| told.iter().position(|seen| *seen == topic);
+    assert!(at("oom").is_some() && at("oom") < at("exit"), "{told:?}");
 }
 
 fn a_pods_want_of_memory_is_told_before_the_exit_and_named(containerd: &Containerd) {
@@ -230,10 +236,7 @@ fn a_pods_want_of_memory_is_told_before_the_exit_and_named(containerd: &Containe
     let flags = ["--rm", "--cgroup", &cgroup];
     let ran = containerd.run("big", &flags, &["tail", "-n", "1", "/dev/zero"]);
     assert_eq!(ran.code(), 137, "{ran}");
-    let events = subscriber.until("the deletion", LIMIT, |events| is_deleted(events, "big"));
-    let told = topics(&events, "big");
-    let at = |topic: &str| told.iter().position(|seen| *seen == topic);
-    assert!(at("oom").is_some() && at("oom") < at("exit"), "{told:?}");
+    told_before_the_exit(&subscriber);
     let record = record_of(containerd, "HF121");
     // Not the container's own limit: it had none.
     let oom = &record["evidence"];

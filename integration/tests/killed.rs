@@ -1,17 +1,15 @@
 //! The shim is killed, and nobody but its log notices: its keeper begins it anew.
 
-use std::io::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use holdfast_integration::containerd::{Containerd, peer};
+use holdfast_integration::containerd::{self, Containerd};
 use holdfast_integration::deadline::eventually;
+use holdfast_integration::flow::{Flow, terminal_goes_on};
 use holdfast_integration::leaks::is_alive;
-use holdfast_integration::pty::Terminal;
-use holdfast_integration::shim::Shim;
-use holdfast_integration::{on_containerds, skip};
+use holdfast_integration::on_containerds;
+use holdfast_integration::shim::{self, Shim, parent_of};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -35,23 +33,11 @@ const LIMIT: Duration = Duration::from_secs(30);
 const SPACING: Duration = Duration::from_millis(600);
 
 fn not_ours(test: &str) -> bool {
-    if peer() {
-        skip(test, "containerd's own shim dies of it");
-    }
-    peer()
+    containerd::not_ours(test, "containerd's own shim dies of it")
 }
 
 fn send(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).expect("the process lives");
-}
-
-fn parent(pid: i32) -> i32 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process lives");
-    let (_, rest) = stat.rsplit_once(") ").expect("a stat line");
-    rest.split(' ')
-        .nth(1)
-        .and_then(|word| word.parse().ok())
-        .expect("a parent")
 }
 
 fn name(pid: i32) -> String {
@@ -64,9 +50,7 @@ fn shim_of(containerd: &Containerd, id: &str) -> i32 {
 }
 
 fn keeper_of(shim: i32) -> i32 {
-    let keeper = parent(shim);
-    assert_eq!(name(keeper), "holdfast-keeper", "parent of {shim}");
-    keeper
+    shim::keeper_of(shim).expect("a keeper")
 }
 
 /// Kills the shim, and waits until the next one answers.
@@ -80,14 +64,6 @@ fn slay(containerd: &Containerd, id: &str) -> i32 {
     });
     assert!(!is_alive(before));
     now
-}
-
-fn said_about(containerd: &Containerd) -> Vec<String> {
-    let log = containerd.log();
-    log.lines()
-        .filter(|line| line.contains("shim disconnected") || line.contains("cleaning up"))
-        .map(str::to_owned)
-        .collect()
 }
 
 fn a_wait_is_answered_by_the_next_shim(containerd: &Containerd) {
@@ -104,11 +80,11 @@ fn a_wait_is_answered_by_the_next_shim(containerd: &Containerd) {
     );
     let next = slay(containerd, "box");
     assert_eq!(keeper_of(next), keeper);
-    assert_eq!(parent(pid), keeper);
+    assert_eq!(parent_of(pid), keeper);
     assert_eq!(name(next), "containerd-shim");
     let task = containerd.task("box").expect("the task is known");
     assert_eq!((task.pid, task.status.as_str()), (pid, "RUNNING"));
-    assert_eq!(said_about(containerd), Vec::<String>::new());
+    assert_eq!(containerd.log_of_shims(), Vec::<String>::new());
     containerd.tell_to_end("box");
     assert_eq!(client.code(), 42);
 }
@@ -157,7 +133,7 @@ fn a_pod_survives_twenty_kills(containerd: &Containerd) {
         let task = containerd.task(name).expect("known");
         assert_eq!((task.pid, task.status.as_str()), (*pid, "RUNNING"));
     }
-    assert_eq!(said_about(containerd), Vec::<String>::new());
+    assert_eq!(containerd.log_of_shims(), Vec::<String>::new());
     for (n, (name, client)) in names.iter().zip(&mut clients).enumerate() {
         let told = containerd.exec(name, "end", &[], &["touch", "/tmp/stop"]);
         // What it tells may end the container, and that the exec, before `touch` has ended.
@@ -179,62 +155,23 @@ fn output_and_input_lose_no_byte(containerd: &Containerd) {
     if not_ours("output_and_input_lose_no_byte") {
         return;
     }
-    let mut client = containerd.spawn_run("cat", &["--rm"], &["cat"], None);
-    eventually("the container runs", LIMIT, || {
-        containerd
-            .task("cat")
-            .filter(|task| task.status == "RUNNING")
-    });
-    let mut stdin = client.child.stdin.take().expect("a pipe");
-    let sent = Arc::new(AtomicUsize::new(0));
-    let lines = Arc::clone(&sent);
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    let feeding = thread::spawn(move || {
-        // As fast as the far end takes it, so that there is always something on its way.
-        while !stopped.load(Ordering::SeqCst) {
-            let from = lines.load(Ordering::SeqCst);
-            let block: String = (from..from + 2000).map(|n| format!("{n:015}\n")).collect();
-            stdin.write_all(block.as_bytes()).expect("the client reads");
-            lines.store(from + 2000, Ordering::SeqCst);
-        }
-    });
+    let flow = Flow::start(containerd, "cat");
     for _ in 0..8 {
-        let before = sent.load(Ordering::SeqCst);
+        let before = flow.sent();
         slay(containerd, "cat");
-        eventually("bytes go on", LIMIT, || {
-            (sent.load(Ordering::SeqCst) > before + 20_000).then_some(())
-        });
+        flow.goes_on(before);
         thread::sleep(SPACING);
     }
-    stop.store(true, Ordering::SeqCst);
-    feeding.join().unwrap();
-    assert_eq!(client.code(), 0);
-    let output = client.output();
-    let mut wrong = output
-        .lines()
-        .enumerate()
-        .filter(|(n, line)| *line != format!("{n:015}"));
-    assert_eq!(wrong.next(), None);
-    assert_eq!(output.len(), sent.load(Ordering::SeqCst) * 16);
+    flow.finish();
 }
 
 fn a_terminal_goes_on(containerd: &Containerd) {
     if not_ours("a_terminal_goes_on") {
         return;
     }
-    let (mut terminal, slave) = Terminal::pair();
-    let mut client = containerd.spawn_run("tty", &["--rm", "-t"], &["sh"], Some(slave));
-    terminal.type_in("echo mark-$((40+2))\n");
-    terminal.expect("mark-42", LIMIT);
-    for n in 0..3 {
+    terminal_goes_on(containerd, SPACING, || {
         slay(containerd, "tty");
-        terminal.type_in(&format!("echo mark-$((50+{n}))\n"));
-        terminal.expect(&format!("mark-{}", 50 + n), LIMIT);
-        thread::sleep(SPACING);
-    }
-    terminal.type_in("exit 5\n");
-    assert_eq!(client.code(), 5);
+    });
 }
 
 /// Every process leaves a line. One that was answered with its exit code has left exactly one, and one that was
@@ -296,7 +233,7 @@ fn changes_under_way_are_done_once_or_refused(containerd: &Containerd) {
         let right = if *done { times == 1 } else { times <= 1 };
         assert!(right, "{line} was done {times} times, answered: {done}");
     }
-    assert_eq!(said_about(containerd), Vec::<String>::new());
+    assert_eq!(containerd.log_of_shims(), Vec::<String>::new());
     containerd.end_task("box");
 }
 

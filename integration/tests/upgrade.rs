@@ -1,13 +1,11 @@
 //! A running shim is moved to another program, and its containers do not notice.
 
-use std::io::Write as _;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use holdfast_integration::containerd::{self, Containerd};
 use holdfast_integration::deadline::{self, Finished, eventually};
+use holdfast_integration::flow::Flow;
 use holdfast_integration::lone::Lone;
 use holdfast_integration::scratch::text;
 use holdfast_integration::shim::{Shim, keeper_of};
@@ -214,52 +212,23 @@ fn upgrades_lose_no_byte(containerd: &Containerd) {
     if not_ours("upgrades_lose_no_byte") {
         return;
     }
-    let mut client = containerd.spawn_run("cat", &["--rm"], &["cat"], None);
-    let pid = eventually("the container runs", LIMIT, || {
-        let task = containerd.task("cat")?;
-        (task.status == "RUNNING").then_some(task.pid)
-    });
+    let flow = Flow::start(containerd, "cat");
     let shim = Shim::of(containerd, "cat").pid("cat");
-    let since = began(pid);
+    let since = began(flow.pid);
     let newer = newer(containerd);
     let older = text(&place::built("containerd-shim-holdfast-v2"));
-    let mut stdin = client.child.stdin.take().expect("a pipe");
-    let (sent, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-    thread::scope(|scope| {
-        let feeding = scope.spawn(|| {
-            while !stop.load(Ordering::SeqCst) {
-                let from = sent.load(Ordering::SeqCst);
-                let block: String = (from..from + 2000).map(|n| format!("{n:015}\n")).collect();
-                stdin.write_all(block.as_bytes()).expect("the client reads");
-                sent.store(from + 2000, Ordering::SeqCst);
-            }
-            drop(stdin);
-        });
-        for program in [&newer, &older, &newer, &older, &newer] {
-            let before = sent.load(Ordering::SeqCst);
-            eventually("bytes go on", LIMIT, || {
-                (sent.load(Ordering::SeqCst) > before + 20_000).then_some(())
-            });
-            let said = holdfast(&["upgrade", "--program", program, &shim.to_string()]);
-            assert!(said.ok().contains("1 containers go on"), "{said}");
-            let now = std::fs::read_link(format!("/proc/{shim}/exe")).unwrap();
-            assert_eq!(text(&now), *program);
-            assert_eq!(began(pid), since, "not the same process any more");
-            // containerd logs the end of any shim, so this is asked for before.
-            let log = containerd.log();
-            assert!(!log.contains("shim disconnected"), "{log}");
-        }
-        stop.store(true, Ordering::SeqCst);
-        feeding.join().unwrap();
-    });
-    assert_eq!(client.code(), 0);
-    let output = client.output();
-    let mut wrong = output
-        .lines()
-        .enumerate()
-        .filter(|(n, line)| *line != format!("{n:015}"));
-    assert_eq!(wrong.next(), None);
-    assert_eq!(output.len(), sent.load(Ordering::SeqCst) * 16);
+    for program in [&newer, &older, &newer, &older, &newer] {
+        flow.goes_on(flow.sent());
+        let said = holdfast(&["upgrade", "--program", program, &shim.to_string()]);
+        assert!(said.ok().contains("1 containers go on"), "{said}");
+        let now = std::fs::read_link(format!("/proc/{shim}/exe")).unwrap();
+        assert_eq!(text(&now), *program);
+        assert_eq!(began(flow.pid), since, "not the same process any more");
+        // containerd logs the end of any shim, so this is asked for before.
+        let log = containerd.log();
+        assert!(!log.contains("shim disconnected"), "{log}");
+    }
+    flow.finish();
 }
 
 /// Version, containers, memory, age and the last incident: of a shim that had none, and of one that had.
